@@ -1,0 +1,1 @@
+"""Records of a run: the journal that is the truth, and MLflow, which is fed from it."""

@@ -1,0 +1,99 @@
+"""The names of everything that is logged, once. The leaderboard imports this file only.
+
+Units stand in the names; accuracies are percentages of the validation images.
+"""
+
+from typing import Final
+
+SCHEMA_VERSION: Final = "1"
+"""Raised when a key changes its meaning, so that old and new runs are never mixed."""
+
+
+class Tag:
+    """MLflow tags: what a run is, in words that can be filtered."""
+
+    SCHEMA: Final = "mixerbench.schema"
+    PROTOCOL: Final = "mixerbench.protocol"  # name: digits
+    PROTOCOL_FINGERPRINT: Final = "mixerbench.protocol.fingerprint"  # 16 hex digits
+    MODEL: Final = "mixerbench.model"  # label: attention_micro_conv
+    MODEL_FINGERPRINT: Final = "mixerbench.model.fingerprint"  # 16 hex digits
+    MIXER: Final = "mixerbench.mixer"
+    SIZE: Final = "mixerbench.size"
+    BACKBONE: Final = "mixerbench.backbone"
+    STEM: Final = "mixerbench.stem"
+    SEED: Final = "mixerbench.seed"
+    SYNTHETIC: Final = "mixerbench.synthetic"  # "true": random images, accuracy means nothing
+    HARDWARE: Final = "mixerbench.hardware"  # "2 x Intel Xeon ... · torch 2.15.0 · fp32"
+    GIT_COMMIT: Final = "mixerbench.git.commit"
+    GIT_DIRTY: Final = "mixerbench.git.dirty"
+    COMMAND: Final = "mixerbench.command"
+    RUN_DIR: Final = "mixerbench.run_dir"
+    CONFIG_DRIFT: Final = "mixerbench.config_drift"  # run settings that a resume changed
+
+
+class Param:
+    """Prefixes of MLflow parameters: the resolved configuration, flattened with dots."""
+
+    MODEL: Final = "model."
+    PROTOCOL: Final = "protocol."
+    RUN: Final = "run."
+    ENVIRONMENT: Final = "environment."
+
+
+class Metric:
+    """MLflow metrics. Curves carry the optimizer step; ``final/`` and ``measure/`` are single."""
+
+    EPOCH: Final = "train/epoch"
+    TRAIN_LOSS: Final = "train/loss"
+    LEARNING_RATE: Final = "train/lr"
+    GRADIENT_NORM: Final = "train/gradient_norm"
+    TRAIN_IMAGES_PER_SECOND: Final = "train/images_per_second"
+
+    VAL_TOP1: Final = "val/top1"
+    VAL_TOP5: Final = "val/top5"
+    VAL_LOSS: Final = "val/loss"
+    EMA_TOP1: Final = "val_ema/top1"
+    EMA_TOP5: Final = "val_ema/top5"
+    EMA_LOSS: Final = "val_ema/loss"
+
+    # The last epoch's weights. The board ranks by these: choosing the best epoch would be
+    # choosing on the validation set.
+    FINAL_TOP1: Final = "final/top1"
+    FINAL_TOP5: Final = "final/top5"
+    FINAL_LOSS: Final = "final/loss"
+    FINAL_EMA_TOP1: Final = "final/ema_top1"
+    FINAL_EMA_TOP5: Final = "final/ema_top5"
+    TRAINING_SECONDS: Final = "final/training_seconds"  # validation and measuring not included
+    IMAGES_SEEN: Final = "final/images_seen"
+    BEST_TOP1: Final = "best/top1"
+
+    PARAMETERS: Final = "measure/parameters"
+    GMACS: Final = "measure/gmacs"  # 1e9 multiply-adds of one image's forward pass
+    IMAGES_PER_SECOND: Final = "measure/images_per_second"  # forward pass, evaluation mode
+    LATENCY_MS: Final = "measure/latency_ms"  # forward pass of one image
+    MEMORY_MIB: Final = "measure/memory_mib"  # peak of one training step, weights included
+    MEASURE_BATCH_SIZE: Final = "measure/batch_size"
+
+    SYSTEM: Final = "system/"
+
+
+class Artifact:
+    """Paths of MLflow artifacts."""
+
+    CONFIG: Final = "config.yaml"
+    ENVIRONMENT: Final = "environment.txt"
+    PREDICTIONS: Final = "predictions.parquet"  # one row per validation image
+    MODEL: Final = "model.safetensors"
+    EMA: Final = "ema.safetensors"
+    PLUGINS: Final = "plugins"
+
+
+class Prediction:
+    """Columns of the per-image predictions, final weights, in the order of the data set."""
+
+    IMAGE: Final = "image"  # path or index, as the data set names it
+    TARGET: Final = "target"
+    TOP1: Final = "top1"  # predicted class
+    CONFIDENCE: Final = "confidence"  # softmax probability of the predicted class
+    TARGET_PROBABILITY: Final = "target_probability"
+    IN_TOP5: Final = "in_top5"

@@ -1,0 +1,39 @@
+"""Token mixers: what mixerbench compares.
+
+One file per family, one decorator per mixer. This package knows torch and nothing
+of the rest of the project. Importing it is cheap: torch is loaded by the first name
+that needs it, so that command lines can list what is registered without waiting.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixers.base import TokenGrid, TokenMixer
+    from mixers.registry import MIXERS, create_mixer, list_mixers, load_plugin, register_mixer
+
+_HOME = {
+    "TokenGrid": "mixers.base",
+    "TokenMixer": "mixers.base",
+    "MIXERS": "mixers.registry",
+    "create_mixer": "mixers.registry",
+    "list_mixers": "mixers.registry",
+    "load_plugin": "mixers.registry",
+    "register_mixer": "mixers.registry",
+}
+__all__ = [
+    "MIXERS",
+    "TokenGrid",
+    "TokenMixer",
+    "create_mixer",
+    "list_mixers",
+    "load_plugin",
+    "register_mixer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mixers' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,84 @@
+"""The contract between a token mixer and everything that uses one.
+
+Axis letters: B batch, N tokens (prefix first, then the grid row by row), C channels.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+
+class TokenGrid(NamedTuple):
+    """The geometry of a token sequence."""
+
+    height: int
+    width: int
+    prefix: int = 0  # class and distillation tokens, in front of the grid
+
+    @property
+    def tokens(self) -> int:
+        """N, the length of the sequence."""
+        return self.prefix + self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}" + (f" + {self.prefix}" if self.prefix else "")
+
+
+class TokenMixer(nn.Module, ABC):
+    """Exchanges information between tokens: (B, N, C) -> (B, N, C).
+
+    A mixer is built with ``dim`` (C), the ``grid`` that it is built for, ``num_heads``
+    (which a mixer without heads ignores), and its own keyword-only arguments: their
+    names, types and defaults are its configuration. The class attributes are facts that
+    the backbones, the recipe and the documentation read.
+    """
+
+    any_grid: ClassVar[bool]
+    """Does it run on another grid than the one it was built for?"""
+    mixes_prefix: ClassVar[bool]
+    """Does it carry information between prefix tokens and the grid?"""
+    paper: ClassVar[str]
+    """Where it comes from: title and arXiv number."""
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of its parameters that take no weight decay (1-D parameters never do)."""
+    adds_sub_layer: ClassVar[bool] = True
+    """False for ``none``: a block then has no mixer, no norm and no residual for it."""
+    pre_norm: bool = True
+    """Does the block normalise channels before this mixer? False: it brings its own norm."""
+
+    def __init__(self, dim: int, grid: TokenGrid, num_heads: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.grid = grid
+        self.num_heads = num_heads
+
+    @abstractmethod
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """Mix the tokens ``x`` (B, N, C) that lie on ``grid``; the residual is the block's."""
+
+    def check_grid(self, grid: TokenGrid) -> None:
+        """Refuse a grid that the weights do not fit.
+
+        Raises:
+            ValueError: ``grid`` is not the one that this mixer was built for.
+        """
+        if grid != self.grid:
+            raise ValueError(
+                f"mixer {type(self).__name__} was built for {self.grid} tokens and got {grid}: "
+                "it has weights per position. Build the model for this resolution, or use a "
+                "mixer that runs on any grid ('mixerbench list mixers' shows which do)."
+            )
+
+    def check_heads(self) -> int:
+        """The channels of one head.
+
+        Raises:
+            ValueError: ``dim`` is not a multiple of ``num_heads``.
+        """
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"mixer {type(self).__name__} splits {self.dim} channels among {self.num_heads} "
+                "heads, which does not come out even: choose a divisor of the width."
+            )
+        return self.dim // self.num_heads

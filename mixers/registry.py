@@ -1,0 +1,146 @@
+"""Registering a mixer is one decorator; building one is one call.
+
+``Registry`` serves every kind of interchangeable part (mixers here, stems and
+backbones in ``mixerbench.models``), so that all of them are named, listed and
+refused alike.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mixers.base import TokenGrid, TokenMixer
+from mixers.catalog import nearest, plugin_path
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name.
+
+    Args:
+        kind: what the classes are, in messages ("mixer").
+        package: the package whose modules register them; imported when a name is looked up.
+        facts: class attributes that every registered class must declare.
+    """
+
+    def __init__(self, kind: str, package: str, facts: tuple[str, ...] = ()) -> None:
+        self.kind = kind
+        self._package = package
+        self._facts = facts
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """The decorator that makes a class known as ``name``.
+
+        Raises:
+            ValueError: the name is taken, a fact is not declared, or an option has no type.
+        """
+
+        def decorate(cls: type[T]) -> type[T]:
+            if name in self._classes:
+                taken = self._classes[name]
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered already, by "
+                    f"{taken.__module__}.{taken.__qualname__}. Choose another name."
+                )
+            for fact in self._facts:
+                if not hasattr(cls, fact):
+                    raise ValueError(f"{self.kind} {name!r} does not declare its {fact!r}.")
+            for option in _options(cls):
+                if option.annotation is inspect.Parameter.empty:
+                    raise ValueError(f"{self.kind} {name!r}: option {option.name!r} has no type.")
+            self._classes[name] = cls
+            return cls
+
+        return decorate
+
+    def get(self, name: str) -> type[T]:
+        """The class called ``name``.
+
+        Raises:
+            ValueError: there is none; the message names the nearest.
+        """
+        self._import_all()
+        if name not in self._classes:
+            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._classes)}")
+        return self._classes[name]
+
+    def names(self) -> list[str]:
+        self._import_all()
+        return sorted(self._classes)
+
+    def create(self, name: str, *args: Any, **options: Any) -> T:
+        """Build ``name`` from positional facts and its own options.
+
+        Raises:
+            ValueError: an unknown name or option, or a value that the class refuses.
+        """
+        cls = self.get(name)
+        known = [option.name for option in _options(cls)]
+        for option in options:
+            if option not in known:
+                raise ValueError(
+                    f"{self.kind} {name!r} has no option {option!r}. "
+                    + (nearest(option, known) if known else "It has none.")
+                )
+        return cls(*args, **options)
+
+    def _import_all(self) -> None:
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
+        for point in entry_points(group=f"mixerbench.{self.kind}s"):
+            importlib.import_module(point.module)
+
+
+def _options(cls: type) -> list[inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+MIXERS: Registry[TokenMixer] = Registry("mixer", "mixers", ("any_grid", "mixes_prefix", "paper"))
+register_mixer = MIXERS.register
+
+
+def create_mixer(
+    name: str, dim: int, grid: TokenGrid, num_heads: int = 1, **options: Any
+) -> TokenMixer:
+    """Build the mixer ``name`` for ``dim`` channels on ``grid``.
+
+    Raises:
+        ValueError: an unknown name or option, or a combination that the mixer refuses.
+    """
+    return MIXERS.create(name, dim, grid, num_heads, **options)
+
+
+def list_mixers() -> list[str]:
+    """The names of all registered mixers."""
+    return MIXERS.names()
+
+
+def load_plugin(plugin: str | Path) -> None:
+    """Run a user's Python file, so that its decorators register their classes; once per path.
+
+    Raises:
+        ValueError: there is no such Python file.
+    """
+    path = plugin_path(plugin)
+    name = f"mixerbench_plugin_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
