@@ -35,6 +35,7 @@ class Registry(Generic[T]):
         self._package = package
         self._facts = facts
         self._classes: dict[str, type[T]] = {}
+        self._listeners: list[Callable[[str], None]] = []
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """The decorator that makes a class known as ``name``.
@@ -57,9 +58,15 @@ class Registry(Generic[T]):
                 if option.annotation is inspect.Parameter.empty:
                     raise ValueError(f"{self.kind} {name!r}: option {option.name!r} has no type.")
             self._classes[name] = cls
+            for listener in self._listeners:
+                listener(name)
             return cls
 
         return decorate
+
+    def on_register(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the name of every class that is registered from now on."""
+        self._listeners.append(listener)
 
     def get(self, name: str) -> type[T]:
         """The class called ``name``.
@@ -75,6 +82,11 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         self._import_all()
         return sorted(self._classes)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The class attributes of ``name``, as ``mixers.catalog`` reads them from source."""
+        cls = self.get(name)
+        return {fact: getattr(cls, fact) for fact in dir(cls) if not fact.startswith("_")}
 
     def create(self, name: str, *args: Any, **options: Any) -> T:
         """Build ``name`` from positional facts and its own options.

@@ -1,0 +1,6 @@
+"""Stems, blocks and backbones that any mixer plugs into; knows neither Hydra nor MLflow."""
+
+from mixerbench.models import timm_models
+from mixerbench.models.factory import create_model
+
+__all__ = ["create_model", "timm_models"]

@@ -1,0 +1,116 @@
+"""Mixer plans: which mixer each block of a model gets. No torch here.
+
+A plan is one choice for all blocks, or a list that is spread evenly over the depth:
+four choices over twelve blocks are three blocks each.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mixers.catalog import nearest
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan with a name."""
+
+    plan: tuple[str, ...]
+    summary: str
+    paper: str
+
+
+SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
+    {
+        "lit": Schedule(
+            ("none", "none", "attention", "attention"),
+            "No mixer in the first half of the blocks, attention in the second.",
+            "Less is More: Pay Less Attention in Vision Transformers, arXiv:2105.14217",
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class MixerChoice:
+    """A mixer's name and its options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+MixerSpec = str | Mapping[str, Any] | Sequence["str | Mapping[str, Any]"]
+"""``"attention"``, ``"lit"``, ``{"name": "local_attention", "window": 5}``, or a list of these."""
+
+
+def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
+    """The choices of a plan, schedules resolved, not yet spread over blocks.
+
+    Raises:
+        ValueError: a choice has no name, or the plan is empty.
+    """
+    if isinstance(spec, str):
+        if spec in SCHEDULES:
+            return read_plan(SCHEDULES[spec].plan)
+        return (MixerChoice(spec),)
+    if isinstance(spec, Mapping):
+        if "plan" in spec:
+            return read_plan(spec["plan"])
+        if "name" not in spec:
+            raise ValueError(f"a mixer needs a name: {dict(spec)} has none.")
+        options = {key: value for key, value in spec.items() if key != "name"}
+        if spec["name"] in SCHEDULES and not options:
+            return read_plan(spec["name"])
+        return (MixerChoice(str(spec["name"]), options),)
+    choices = tuple(choice for part in spec for choice in read_plan(part))
+    if not choices:
+        raise ValueError("a mixer plan needs at least one mixer.")
+    return choices
+
+
+def spread(plan: Sequence[MixerChoice], depth: int) -> tuple[MixerChoice, ...]:
+    """One choice per block.
+
+    Raises:
+        ValueError: the plan has more choices than there are blocks.
+    """
+    if len(plan) > depth:
+        raise ValueError(
+            f"a mixer plan of {len(plan)} choices does not fit {depth} blocks: "
+            "shorten the plan or choose a deeper size."
+        )
+    return tuple(plan[block * len(plan) // depth] for block in range(depth))
+
+
+def check_names(plan: Sequence[MixerChoice], known: Sequence[str]) -> None:
+    """Refuse a name that is neither a mixer nor a schedule.
+
+    Raises:
+        ValueError: names the nearest known one.
+    """
+    for choice in plan:
+        if choice.name not in known:
+            raise ValueError(
+                f"unknown mixer {choice.name!r}. {nearest(choice.name, {*known, *SCHEDULES})}"
+            )
+
+
+def check_prefix(
+    plan: Sequence[MixerChoice], facts: Callable[[str], Mapping[str, Any]], pool: str
+) -> None:
+    """Refuse a class token that some mixer cannot take, or that none would fill.
+
+    Raises:
+        ValueError: says which mixer, and what to choose instead.
+    """
+    if pool != "token":
+        return
+    mixing = [choice.name for choice in plan if facts(choice.name).get("adds_sub_layer", True)]
+    deaf = [name for name in mixing if not facts(name)["mixes_prefix"]]
+    if deaf or not mixing:
+        name = deaf[0] if deaf else "none"
+        raise ValueError(
+            f"mixer {name!r} cannot take a class token: it does not carry the image to it. "
+            "Pool by average instead (pool='avg', on the command line backbone.pool=avg)."
+        )
