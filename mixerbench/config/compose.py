@@ -1,0 +1,308 @@
+"""From a command line to the settings of one run, or of every run of a sweep.
+
+Hydra composes; this file says what can be composed, puts the result into the three
+groups, and turns what Hydra refuses into one line that a person can use. No torch here:
+what is registered is read from source.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mixerbench.config.checks import check
+from mixerbench.config.schema import Composed, Protocol, Run, Settings, Tracking, build, flatten
+from mixerbench.config.sizes import SIZES
+from mixerbench.errors import UserError
+from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
+from mixers.plan import SCHEDULES
+
+_HERE = Path(__file__).parent
+CONFIGS = next(
+    path for path in (_HERE.parent / "configs", _HERE.parents[1] / "configs") if path.is_dir()
+)
+"""The folder of YAML files: inside an installed package, else at the root of the checkout."""
+
+_SHORTHAND = {"recipe": "protocol.recipe", "data": "protocol.data"}
+"""``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
+
+_PARTS = ("backbone", "size", "stem", "mixer")
+_GROUPS = (*_PARTS, "protocol", "recipe", "data")
+
+
+def compose(arguments: Sequence[str]) -> Settings:
+    """The settings of one run.
+
+    Raises:
+        UserError: an unknown name or field, a value of the wrong type, a sweep.
+    """
+    overrides = _parse(arguments)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line} names several values: add -m to train one run for each."
+            )
+    return _compose_one([str(override.input_line) for override in overrides])
+
+
+def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
+    """The settings of every combination of the values that the overrides name.
+
+    Raises:
+        UserError: as ``compose``; nothing has been started then.
+    """
+    choices = []
+    for override in _parse(arguments):
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise UserError(f"{override.input_line}: a sweep names its values: a,b,c.")
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([str(override.input_line)])
+    return [_compose_one(list(combination)) for combination in itertools.product(*choices)]
+
+
+def launcher_jobs(arguments: Sequence[str]) -> int | None:
+    """``launcher.jobs``, which belongs to a sweep and to none of its runs."""
+    for argument in arguments:
+        if argument.startswith("launcher.jobs="):
+            value = argument.partition("=")[2]
+            return None if value == "null" else int(value)
+    return None
+
+
+def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Entry]:
+    """The mixers, stems or backbones that can be named."""
+    if kind == "mixer":
+        return mixer_catalog(plugins)
+    return read_files(sorted((_HERE.parent / "models").glob("*.py")), kind)
+
+
+def config_names(group: str) -> list[str]:
+    """The names of the YAML files of a group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def read_config(group: str, name: str) -> dict[str, Any]:
+    """One YAML file as it stands, its defaults not composed."""
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    return content
+
+
+# --- composing ------------------------------------------------------------------------------
+
+
+def _compose_one(overrides: list[str]) -> Settings:
+    plugins = _plugins(overrides)
+    try:
+        catalogs = {kind: part_catalog(kind, plugins) for kind in ("backbone", "stem", "mixer")}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    with _hydra(catalogs):
+        try:
+            config = hydra.compose("train", overrides)
+            content: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(overrides, error)) from None
+    model = {part: content[part] for part in _PARTS}
+    settings = Settings(
+        label=_label(config, catalogs),
+        model=model,
+        protocol=build(Protocol, content["protocol"]),
+        run=build(Run, content["run"]),
+        tracking=build(Tracking, content["tracking"]),
+        plugins=plugins,
+    )
+    try:
+        check(settings, catalogs["mixer"])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return settings
+
+
+@contextmanager
+def _hydra(catalogs: Mapping[str, Mapping[str, Entry]]) -> Iterator[None]:
+    store = ConfigStore.instance()
+    for group in _PARTS:
+        store.repo.pop(group, None)  # what an earlier call's plugins registered
+    store.store("schema", Composed)
+    for kind, entries in catalogs.items():
+        for name, entry in entries.items():
+            store.store(name, _node(entry), group=kind)
+    for name, schedule in SCHEDULES.items():
+        store.store(name, {"name": name, "plan": list(schedule.plan)}, group="mixer")
+    for name, size in SIZES.items():
+        store.store(name, {"name": name, **dataclasses.asdict(size)}, group="size")
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def _node(entry: Entry) -> type:
+    """A dataclass of a class's options, so that Hydra knows their names and types."""
+    fields: list[Any] = [("name", str, dataclasses.field(default=entry.name))]
+    for option in entry.options:
+        default = option.default
+        if default is MISSING:  # what every stem takes from the protocol
+            default = f"${{protocol.{option.name}}}"
+        if isinstance(default, (tuple, list)):
+            spec = dataclasses.field(default_factory=lambda value=default: list(value))
+        else:
+            spec = dataclasses.field(default=default)
+        fields.append((option.name, _type(option.annotation), spec))
+    return dataclasses.make_dataclass(entry.class_name, fields)
+
+
+def _type(annotation: str) -> Any:
+    known = {
+        "Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union,
+        "bool": bool, "float": float, "int": int, "list": list, "str": str, "tuple": tuple,
+    }  # fmt: skip
+    try:
+        found = eval(annotation, {"__builtins__": {}}, known)  # a type from our own source
+    except NameError:
+        return Any
+    return str if getattr(found, "__origin__", None) is Literal else found
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    for argument in arguments:
+        if not re.match(r"[A-Za-z_][\w@./:-]*=", argument):
+            raise UserError(
+                f"cannot read {argument!r}: settings are given as name=value, "
+                "such as mixer=patch_ff or run.seed=1."
+            )
+    try:
+        return OverridesParser.create().parse_overrides([_expand(a) for a in arguments])
+    except HydraException as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{line} Settings are given as name=value; quote a value with special characters."
+        ) from None
+
+
+def _expand(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    for short, path in _SHORTHAND.items():
+        if key in (short, path):
+            return f"{short}@{path}{equals}{value}"
+        if key.startswith(f"{short}."):
+            return f"{path}{key.removeprefix(short)}{equals}{value}"
+    return argument
+
+
+def _plugins(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "plugins":
+            content = OmegaConf.create({"plugins": yaml.safe_load(value)}).plugins
+            names = [content] if isinstance(content, str) else list(content)
+            return [str(Path(name).expanduser().absolute()) for name in names]
+    return []
+
+
+def _label(config: DictConfig, catalogs: Mapping[str, Mapping[str, Entry]]) -> str:
+    """A short name: the mixer, the size, and whatever differs from the plain model."""
+    words = [config.mixer.name, config.size.name]
+    words += [config[part].name for part, plain in (("stem", "patch"), ("backbone", "vit"))
+              if config[part].name != plain]  # fmt: skip
+    for part in ("mixer", "stem", "backbone"):
+        entry = catalogs[part].get(config[part].name)
+        for option in entry.options if entry else ():
+            value = config[part][option.name]
+            plain = config.protocol.patch_size if option.default is MISSING else option.default
+            if value != (list(plain) if isinstance(plain, tuple) else plain):
+                words.append(f"{option.name}={value}")
+    if config.mixer.name in SCHEDULES:
+        plan = list(config.mixer.plan)
+        if plan != list(SCHEDULES[config.mixer.name].plan):
+            words.append("plan=" + "-".join(map(str, plan)))
+    for name, value in dataclasses.asdict(SIZES[config.size.name]).items():
+        if config.size[name] != value:
+            words.append(f"{name}={config.size[name]}")
+    return "_".join(words)
+
+
+# --- explaining -----------------------------------------------------------------------------
+
+
+def _explain(overrides: list[str], error: Exception) -> str:
+    """What is wrong with the override that Hydra refuses, in our words."""
+    groups = [o for o in overrides if o.partition("=")[0].partition("@")[0] in _GROUPS]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.partition("@")[0]
+        if group in _GROUPS:
+            known = _options(group)
+            if value not in known:
+                return f"unknown {group} {value!r}. {nearest(value, known)}"
+            continue
+        message = _explain_field(key, value, groups)
+        if message:
+            return message
+    first = str(error).strip().splitlines()[0]
+    return f"{first} (settings: {' '.join(overrides)})"
+
+
+def _options(group: str) -> list[str]:
+    loaded = hydra.core.global_hydra.GlobalHydra.instance().config_loader()
+    return [str(name) for name in loaded.get_group_options(group)]
+
+
+def _explain_field(key: str, value: str, groups: list[str]) -> str | None:
+    try:
+        node: Any = hydra.compose("train", groups)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    walked = ""
+    for name in key.split("."):
+        known = [str(field) for field in node] if isinstance(node, DictConfig) else []
+        if name not in known:
+            where = f"{walked} has" if walked else "there is"
+            return f"{where} no setting {name!r}. " + (
+                _nearest_field(name, node) if known else f"{walked} is a single value."
+            )
+        node = node._get_node(name)
+        walked = f"{walked}.{name}" if walked else name
+    if isinstance(node, DictConfig):
+        first = next(iter(node))
+        return f"{key} is a group of settings: set one of them, such as {key}.{first}=..."
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+        OmegaConf.update(hydra.compose("train", groups), key, parsed)
+    except OmegaConfBaseException:
+        kind = getattr(node._metadata.ref_type, "__name__", "")
+        return f"{key}={value}: expected {_PLAIN.get(kind, kind)}, got {value!r}."
+    return None
+
+
+def _nearest_field(name: str, node: DictConfig) -> str:
+    """The setting further down that is called so, else the nearest one at this level."""
+    known = [str(field) for field in node]
+    content: Any = OmegaConf.to_container(node, resolve=False)
+    deeper = [path for path, _ in flatten(content) if path.endswith(f".{name}")]
+    if deeper:
+        return f"Did you mean {deeper[0]!r}? Known here: {', '.join(known)}."
+    return nearest(name, known)
+
+
+_PLAIN = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "List": "a list such as [1,2]",
+}
