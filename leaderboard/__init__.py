@@ -1,9 +1,10 @@
-"""Reads MLflow and nothing else: finished runs, one board per protocol fingerprint, five formats of text.
+"""Reads MLflow and nothing else: finished runs, one board per protocol fingerprint, as text.
 
 Importing this package loads neither mlflow nor rich; the functions do.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,21 +24,17 @@ def leaderboard_text(
     width: int | None = None,
     color: bool = False,
 ) -> str:
-    """What ``mixerbench leaderboard`` prints.
+    """What ``mixerbench leaderboard`` prints; the arguments are those of `boards` and `render`.
 
-    ``width`` (characters, of this terminal by default) and ``color`` matter to the terminal format
-    only. CSV holds one protocol and has no place for the skipped runs (`query.skipped_line`).
     ValueError: unknown format, filter or column; no store or server at ``tracking_uri``.
     """
-    from leaderboard.board import boards, check_sort
-    from leaderboard.query import read_runs
-    from leaderboard.render import check_format, render
+    from leaderboard import board, query, render
 
-    check_format(format)  # before the seconds that reading takes
-    check_sort(sort)
-    runs, skipped = read_runs(tracking_uri)
-    shown = boards(runs, filters=filters, sort=sort)
-    return render(shown, skipped, format=format, width=width, color=color)
+    render.check_format(format)  # before the seconds that reading takes
+    board.check_sort(sort)
+    runs, skipped = query.read_runs(tracking_uri)
+    shown = board.boards(runs, filters=filters, sort=sort)
+    return render.render(shown, skipped, format=format, width=width, color=color)
 
 
 def explain_text(tracking_uri: str, a: str, b: str) -> str:
@@ -45,18 +42,16 @@ def explain_text(tracking_uri: str, a: str, b: str) -> str:
 
     ValueError: A or B is unknown or ambiguous; no store or server at ``tracking_uri``.
     """
-    from leaderboard.explain import explain
-    from leaderboard.query import read_runs
+    from leaderboard import explain, query
 
-    return explain(read_runs(tracking_uri).runs, a, b).text()
+    return explain.explain(query.read_runs(tracking_uri).runs, a, b).text()
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
     if name in ("explain", "render"):
         return import_module(f"leaderboard.{name}")
-    if name in ("boards", "read_runs"):
-        module = "board" if name == "boards" else "query"
-        return getattr(import_module(f"leaderboard.{module}"), name)
+    if name == "boards":
+        return import_module("leaderboard.board").boards
+    if name == "read_runs":
+        return import_module("leaderboard.query").read_runs
     raise AttributeError(f"module 'leaderboard' has no attribute {name!r}")

@@ -1,7 +1,4 @@
-"""From runs to boards: one per protocol fingerprint, never mixed; spread over seeds.
-
-The rank is the place by top-1 among all models of the board, whatever is filtered or sorted.
-"""
+"""From runs to boards: one per protocol fingerprint, never mixed; spread over seeds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,25 +10,19 @@ from typing import NamedTuple
 from leaderboard.query import Run
 from mixerbench.tracking.keys import Metric
 
-# What depends on the machine, so is never averaged or compared over several.
-ON_HARDWARE = frozenset(
-    {
-        Metric.IMAGES_PER_SECOND,
-        Metric.LATENCY_MS,
-        Metric.MEMORY_MIB,
-        Metric.TRAINING_SECONDS,
-    }
-)
-RUN_FIELDS = ("mixer", "size", "backbone", "stem")
+FILTERS = ("mixer", "size", "backbone", "stem", "protocol")
 
 
 class Column(NamedTuple):
     name: str  # in `sort` and JSON
     header: str
     key: str  # a metric, or an attribute of Entry
-    format: str  # of a number
+    format: str  # how a number is shown
     high_first: bool = False
-    spread: bool = False  # show the standard deviation
+
+    @property
+    def is_metric(self) -> bool:
+        return "/" in self.key
 
 
 # fmt: off
@@ -43,19 +34,27 @@ COLUMNS = (
     Column("size",              "size",                  "size",                   "s"),
     Column("backbone",          "backbone",              "backbone",               "s"),
     Column("stem",              "stem",                  "stem",                   "s"),
-    Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True, True),
+    Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True),
+    Column("top1_std",          "± std",                 "top1_std",               ".2f"),
     Column("top5",              "top-5 (%)",             Metric.FINAL_TOP5,        ".2f",   True),
     Column("ema_top1",          "EMA top-1 (%)",         Metric.FINAL_EMA_TOP1,    ".2f",   True),
     Column("parameters",        "parameters",            Metric.PARAMETERS,        ",.0f"),
     Column("gmacs",             "GMACs (multiply-adds)", Metric.GMACS,             ".3f"),
-    Column("images_per_second", "images/s",              Metric.IMAGES_PER_SECOND, ",.1f",  True),
+    Column("images_per_second", "inference (images/s)",  Metric.IMAGES_PER_SECOND, ",.1f",  True),
     Column("latency_ms",        "latency (ms)",          Metric.LATENCY_MS,        ".2f"),
-    Column("memory_mib",        "memory (MiB)",          Metric.MEMORY_MIB,        ",.0f"),
+    Column("memory_mib",        "training memory (MiB)", Metric.MEMORY_MIB,        ",.0f"),
     Column("training_seconds",  "training time (s)",     Metric.TRAINING_SECONDS,  ",.0f"),
     Column("seeds",             "seeds",                 "seeds",                  "d",     True),
     Column("hardware",          "hardware",              "hardware",               "s"),
 )
 # fmt: on
+
+ON_HARDWARE = {  # depends on the machine: never averaged over several
+    Metric.IMAGES_PER_SECOND: "images/s",
+    Metric.LATENCY_MS: "latency",
+    Metric.MEMORY_MIB: "memory",
+    Metric.TRAINING_SECONDS: "training time",
+}
 
 
 class Summary(NamedTuple):
@@ -70,33 +69,29 @@ class Summary(NamedTuple):
 class Entry:
     """One model: its newest run of each seed."""
 
-    rank: int
+    rank: int  # by top-1 among all models of the protocol, whatever is filtered or sorted
     label: str
+    mixer: str
+    size: str
+    backbone: str
+    stem: str
+    model_fingerprint: str
+    hardware: str  # of the newest run; the figures of ON_HARDWARE are of its runs only
     runs: tuple[Run, ...]
     superseded: int  # older runs of the same seeds
-
-    @property
-    def newest(self) -> Run:
-        return max(self.runs, key=_age)
 
     @property
     def seeds(self) -> int:
         return len(self.runs)
 
     @property
-    def hardware(self) -> str:
-        """The one that throughput, latency, memory and training time are of: the newest run's."""
-        return _measured_on(self.newest)
+    def top1_std(self) -> float | None:
+        top1 = self.summary(Metric.FINAL_TOP1)
+        return top1.std if top1 else None
 
     @property
     def runs_on_hardware(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if _measured_on(run) == self.hardware)
-
-    def value(self, key: str) -> str | int | Summary | None:
-        if "/" in key:
-            return self.summary(key)
-        value: str | int = getattr(self.newest if key in RUN_FIELDS else self, key)
-        return value
+        return tuple(run for run in self.runs if _hardware(run) == self.hardware)
 
     def summary(self, metric: str) -> Summary | None:
         runs = self.runs_on_hardware if metric in ON_HARDWARE else self.runs
@@ -105,6 +100,14 @@ class Entry:
             return None
         numbers = list(values.values())
         return Summary(mean(numbers), stdev(numbers) if len(numbers) > 1 else None, values)
+
+    def value(self, column: Column) -> str | float | None:
+        """The cell: of a metric the mean over seeds."""
+        if column.is_metric:
+            summary = self.summary(column.key)
+            return summary.mean if summary else None
+        value: str | float | None = getattr(self, column.key)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,11 @@ class Board:
     entries: tuple[Entry, ...]
 
     @property
+    def title(self) -> str:
+        warning = " · random images: accuracy means nothing" if self.synthetic else ""
+        return f"{self.protocol} · {self.fingerprint}{warning}"
+
+    @property
     def hardware(self) -> Mapping[str, str]:
         """Each hardware of the entries and its footnote mark."""
         found = dict.fromkeys(entry.hardware for entry in self.entries)
@@ -125,21 +133,19 @@ class Board:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must be read beside the numbers, one sentence each."""
-        notes = ["random images: accuracy means nothing"] if self.synthetic else []
-        if any(entry.seeds > 1 for entry in self.entries):
-            notes.append("± is the sample standard deviation over seeds")
+        """What must be read beside the numbers, a line each."""
+        notes = []
         if len(self.hardware) == 1:
             notes.append(f"measured on {', '.join(self.hardware)}")
         else:
-            names = [c.header.partition(" (")[0] for c in COLUMNS if c.key in ON_HARDWARE]
-            notes.append(f"not comparable between different hardware: {', '.join(names)}")
+            names = ", ".join(ON_HARDWARE.values())
+            notes.append(f"not comparable between different hardware: {names}")
             notes += [f"{mark}: {hardware}" for hardware, mark in self.hardware.items()]
         for entry in self.entries:
             if (used := len(entry.runs_on_hardware)) < entry.seeds:
                 notes.append(
-                    f"{entry.label} ran on several hardwares: what depends on them is of the newest "
-                    f"run's only, {entry.hardware} ({used} of {entry.seeds} runs)"
+                    f"{entry.label} ran on several hardwares; what depends on them is of the "
+                    f"newest run's only ({used} of {entry.seeds} runs)"
                 )
         if superseded := sum(entry.superseded for entry in self.entries):
             notes.append(f"runs superseded by a newer one of the same model and seed: {superseded}")
@@ -151,19 +157,19 @@ def boards(
 ) -> tuple[Board, ...]:
     """One board per protocol fingerprint; real data first, then the one with most models.
 
-    ``filters`` are ``mixer=``, ``size=``, ``backbone=``, ``stem=`` and ``protocol=`` (name or
-    prefix of the fingerprint); several of one field widen, different fields narrow. ``sort`` is the
-    name of a column: accuracy and speed highest first, costs lowest first, text by alphabet,
-    missing values last. ValueError: unknown field, value or column, with the nearest known ones.
+    ``filters`` are FIELD=VALUE with a field of `FILTERS`; a protocol's value is its name or a
+    prefix of its fingerprint. Several of one field widen, different fields narrow. ``sort`` is the
+    name of a column: accuracy and speed highest first, costs lowest first, missing values last.
+    ValueError: unknown field, value or column, with the nearest known ones.
     """
     column = check_sort(sort)
-    groups = defaultdict(list)
+    by_protocol = defaultdict(list)
     for run in runs:
-        groups[run.protocol_fingerprint].append(run)
-    all_boards = [_board(group) for group in groups.values()]
-    keep = _filter(filters, all_boards)
+        by_protocol[run.protocol_fingerprint].append(run)
+    found = [_board(group) for group in by_protocol.values()]
+    keep = _filter(filters, found)
     shown = []
-    for board in all_boards:
+    for board in found:
         entries = [entry for entry in board.entries if keep(board, entry)]
         entries.sort(key=lambda entry: _order(entry, column))
         if entries:
@@ -181,55 +187,69 @@ def check_sort(sort: str) -> Column:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: known words near this one, or some of all."""
+    """The end of an error message: known words near this one, or the first of all."""
     known = list(dict.fromkeys(known))
-    if close := get_close_matches(word, known, n=3):
+    if close := get_close_matches(word, known):
         return f"did you mean {' or '.join(close)}?"
-    more = ", …" if len(known) > 20 else ""
-    return f"known: {', '.join(known[:20]) or 'none'}{more}"
+    return f"known: {', '.join(known[:20]) or 'none'}{', …' if len(known) > 20 else ''}"
+
+
+def newest(runs: Iterable[Run]) -> Run:
+    return max(runs, key=lambda run: (run.finished, run.run_id))
 
 
 def _board(runs: list[Run]) -> Board:
-    models = defaultdict(list)
+    by_model: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        models[run.model_fingerprint].append(run)
-    unranked = []
-    for group in models.values():
-        newest_of_seed = {run.seed: run for run in sorted(group, key=_age)}
-        kept = sorted(newest_of_seed.values(), key=lambda run: (len(run.seed), run.seed))
-        label = max(kept, key=_age).model
-        unranked.append(Entry(0, label, tuple(kept), len(group) - len(kept)))
-    labels = Counter(entry.label for entry in unranked)
-    top1 = [mean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in unranked]
-    entries = []
-    for entry, own in zip(unranked, top1, strict=True):
-        mark = f" [{entry.newest.model_fingerprint[:6]}]" if labels[entry.label] > 1 else ""
+        by_model[run.model_fingerprint][run.seed].append(run)
+    entries = [_entry(seeds) for seeds in by_model.values()]
+    labels = Counter(entry.label for entry in entries)
+    top1 = [mean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in entries]
+    ranked = []
+    for entry, own in zip(entries, top1, strict=True):
+        mark = f" [{entry.model_fingerprint[:6]}]" if labels[entry.label] > 1 else ""
         rank = 1 + sum(other > own for other in top1)
-        entries.append(replace(entry, rank=rank, label=entry.label + mark))
-    newest = max(runs, key=_age)
+        ranked.append(replace(entry, rank=rank, label=entry.label + mark))
+    last = newest(runs)
     return Board(
-        protocol=newest.protocol_name,
-        fingerprint=newest.protocol_fingerprint,
-        fields=newest.protocol,
+        protocol=last.protocol_name,
+        fingerprint=last.protocol_fingerprint,
+        fields=last.protocol,
         synthetic=any(run.synthetic for run in runs),
-        entries=tuple(entries),
+        entries=tuple(ranked),
+    )
+
+
+def _entry(seeds: Mapping[str, list[Run]]) -> Entry:
+    runs = tuple(newest(seeds[seed]) for seed in sorted(seeds, key=lambda s: (len(s), s)))
+    last = newest(runs)
+    return Entry(
+        rank=0,  # known once all models of the board are
+        label=last.model,
+        mixer=last.mixer,
+        size=last.size,
+        backbone=last.backbone,
+        stem=last.stem,
+        model_fingerprint=last.model_fingerprint,
+        hardware=_hardware(last),
+        runs=runs,
+        superseded=sum(len(group) - 1 for group in seeds.values()),
     )
 
 
 def _filter(filters: Sequence[str], found: Sequence[Board]) -> Callable[[Board, Entry], bool]:
-    wanted = defaultdict(set)
+    wanted = defaultdict(list)
     for text in filters:
         field, _, value = text.partition("=")
-        if field not in (*RUN_FIELDS, "protocol"):
+        if field not in FILTERS:
             raise ValueError(
-                f"cannot filter by {text!r}: expected FIELD=VALUE; "
-                f"{nearest(field, (*RUN_FIELDS, 'protocol'))}"
+                f"cannot filter by {text!r}: expected FIELD=VALUE; {nearest(field, FILTERS)}"
             )
-        shown = [(board, entry) for board in found for entry in board.entries]
-        if not any(_fits(field, value, *pair) for pair in shown):
-            known = {word for pair in shown for word in _words(field, *pair)}
+        pairs = [(board, entry) for board in found for entry in board.entries]
+        if not any(_fits(field, value, *pair) for pair in pairs):
+            known = (word for pair in pairs for word in _words(field, *pair))
             raise ValueError(f"no finished run has {text!r}: {nearest(value, known)}")
-        wanted[field].add(value)
+        wanted[field].append(value)
     return lambda board, entry: all(
         any(_fits(field, value, board, entry) for value in values)
         for field, values in wanted.items()
@@ -239,26 +259,23 @@ def _filter(filters: Sequence[str], found: Sequence[Board]) -> Callable[[Board, 
 def _words(field: str, board: Board, entry: Entry) -> tuple[str, ...]:
     if field == "protocol":
         return board.protocol, board.fingerprint
-    return (getattr(entry.newest, field),)
+    return (getattr(entry, field),)
 
 
 def _fits(field: str, value: str, board: Board, entry: Entry) -> bool:
-    words = _words(field, board, entry)
-    return value in words or (field == "protocol" and value != "" and words[-1].startswith(value))
+    if field == "protocol" and value and board.fingerprint.startswith(value):
+        return True
+    return value in _words(field, board, entry)
 
 
 def _order(entry: Entry, column: Column) -> tuple[bool, float, str, int, str]:
-    value = entry.value(column.key)
-    number = value.mean if isinstance(value, Summary) else value
-    text = number.casefold() if isinstance(number, str) else ""
-    number = 0 if number is None or isinstance(number, str) else number
+    value = entry.value(column)
+    text = value.casefold() if isinstance(value, str) else ""
+    number = value if isinstance(value, int | float) else 0
     return value is None, -number if column.high_first else number, text, entry.rank, entry.label
 
 
-def _measured_on(run: Run) -> str:
+def _hardware(run: Run) -> str:
+    """Two batch sizes are as little comparable as two machines."""
     batch_size = run.metrics.get(Metric.MEASURE_BATCH_SIZE)
     return run.hardware + (f" · batch {batch_size:.0f}" if batch_size else "")
-
-
-def _age(run: Run) -> tuple[int, str]:
-    return run.finished, run.run_id

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from leaderboard.board import nearest
+from leaderboard.board import nearest, newest
 from leaderboard.query import Run
 from leaderboard.render import plain
 
@@ -28,50 +28,47 @@ class Explanation:
 
     def text(self) -> str:
         lines = [f"A: {_named(self.a)}", f"B: {_named(self.b)}", ""]
-        fields = f"{len(self.differences)} field{'' if len(self.differences) == 1 else 's'}"
         if self.same_protocol:
             lines.append("Same protocol: they may share a board.")
             if self.differences:
-                lines.append(f"{fields} outside the fingerprint differ:")
+                lines.append("Fields that differ, outside the fingerprint:")
         elif self.differences:
-            lines.append(f"Different protocols, in {fields}:")
+            lines.append(f"Different protocols. Fields that differ: {len(self.differences)}")
         else:
             lines.append("Different fingerprints, though every logged field is the same.")
         if self.differences:
-            rows = [("field", "A", "B")] + [
-                (field, *("(absent)" if value is None else plain(value) for value in values))
-                for field, *values in self.differences
-            ]
-            widths = [max(len(row[i]) for row in rows) for i in range(2)]
-            lines += [f"  {f:<{widths[0]}}  {a:<{widths[1]}}  {b}" for f, a, b in rows]
+            rows = [("field", "A", "B")]
+            for field, *values in self.differences:
+                a, b = ("(absent)" if value is None else plain(value) for value in values)
+                rows.append((plain(field), a, b))
+            wide, wide_a = (max(len(row[i]) for row in rows) for i in range(2))
+            lines += [f"  {field:<{wide}}  {a:<{wide_a}}  {b}" for field, a, b in rows]
         return "\n".join(lines) + "\n"
 
 
 def explain(runs: Iterable[Run], a: str, b: str) -> Explanation:
     """What differs between the protocols of A and B.
 
-    Each is a run id, a run's name, a protocol's name or fingerprint, or a prefix of an id or a
+    Each is a run's name, a protocol's name, or the beginning of a run id or of a protocol's
     fingerprint. ValueError: nothing is called so, or several protocols are.
     """
     runs = tuple(runs)
     run_a, run_b = _find(runs, a), _find(runs, b)
     fields = sorted(run_a.protocol.keys() | run_b.protocol.keys())
-    pairs = (Difference(f, run_a.protocol.get(f), run_b.protocol.get(f)) for f in fields)
-    return Explanation(run_a, run_b, tuple(pair for pair in pairs if pair.a != pair.b))
+    values = (Difference(f, run_a.protocol.get(f), run_b.protocol.get(f)) for f in fields)
+    return Explanation(run_a, run_b, tuple(value for value in values if value.a != value.b))
 
 
 def _find(runs: tuple[Run, ...], reference: str) -> Run:
     """The newest run that is meant; several are fine if they have one protocol."""
     found = [run for run in runs if reference in _names(run)]
     if not found and reference:
-        ids = ((run, (run.run_id, run.protocol_fingerprint)) for run in runs)
-        found = [run for run, two in ids if any(name.startswith(reference) for name in two)]
+        found = [run for run in runs if any(n.startswith(reference) for n in _names(run)[2:])]
     if not found:
         known = (name for run in runs for name in _names(run))
         raise ValueError(
             f"no finished run or protocol is called {reference!r}: {nearest(reference, known)}"
         )
-    found.sort(key=lambda run: run.finished)
     meant = {run.protocol_fingerprint: run for run in found}
     if len(meant) > 1:
         candidates = "; ".join(map(_named, meant.values()))
@@ -79,7 +76,7 @@ def _find(runs: tuple[Run, ...], reference: str) -> Run:
             f"{reference!r} is of {len(meant)} protocols: {candidates}. "
             "Give a run id or a fingerprint."
         )
-    return found[-1]
+    return newest(found)
 
 
 def _names(run: Run) -> tuple[str, ...]:

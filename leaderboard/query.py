@@ -1,4 +1,4 @@
-"""Reads runs through MLflow's public client, and says how many it had to leave out and why."""
+"""Reads runs through MLflow's public client, and counts those it leaves out, with the reason."""
 
 import math
 import os
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
-PAGE = 200  # runs; about 1 s from a server, well below its time limit of 30 s
-
-# MLflow stores infinity as the largest double.
-LARGEST = 1.797e308
+PAGE = 200  # runs; a server takes about 1 s, its time limit below is 30 s
+INFINITY = 1.797e308  # as MLflow stores it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +40,8 @@ class Run:
     seed: str
     synthetic: bool
     hardware: str
-    protocol: Mapping[str, str]  # {"protocol.recipe.epochs": "300"}, values as logged
-    metrics: Mapping[str, float]  # last values; NaN and infinite ones are left out
+    protocol: Mapping[str, str]  # {"protocol.recipe.epochs": "300"}
+    metrics: Mapping[str, float]  # last values; NaN and infinity are left out
 
 
 TAGS = {
@@ -66,10 +64,10 @@ class Reading(NamedTuple):
 
 
 def read_runs(tracking_uri: str) -> Reading:
-    """All finished mixerbench runs of a store or server; runs of others and deleted runs are ignored.
+    """All finished mixerbench runs of a store or server; deleted and foreign runs are ignored.
 
-    Takes about 4 ms per run, after 3 s for importing mlflow.
-    ValueError: no store or server there, or MLflow refuses to read it. Never creates a store.
+    About 4 ms per run, after 3 s for importing mlflow. Never creates a store.
+    ValueError: no store or server there, or MLflow refuses to read it.
     """
     _check_exists(tracking_uri)
     import mlflow
@@ -79,40 +77,32 @@ def read_runs(tracking_uri: str) -> Reading:
             client = mlflow.MlflowClient(tracking_uri=tracking_uri)
             client.search_experiments(max_results=1)  # is anybody there?
         with _http_limits(timeout_s=30, retries=1):
-            found = dict(_all_runs(client))
-    except mlflow.MlflowException as error:
-        # One line and no password: MLflow's message can be a page of HTML, and repeats the URI.
+            names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+            found = _pages(client.search_runs, experiment_ids=list(names)) if names else ()
+            # A run that starts meanwhile shifts the pages: one may come twice.
+            logged = {run.info.run_id: run for run in found}
+    except (mlflow.MlflowException, ImportError) as error:  # ImportError: a database's driver
+        # One line and no password: the message may be a page of HTML, and repeats the URI.
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            _without_password(
-                f"cannot read MLflow at {tracking_uri}: {reason}. "
-                "Expected a running server or a store of this MLflow version; "
-                "check the address, the network and `mlflow --version`."
-            )
-        ) from None
+        message = (
+            f"cannot read MLflow at {tracking_uri}: expected a running server, or a store of this "
+            f"MLflow version. Check the address and `mlflow --version`. MLflow says: {reason}"
+        )
+        raise ValueError(re.sub(r"://[^/@\s]*@", "://***@", message)) from None
     runs, skipped = [], Counter[str]()
-    for experiment, logged in found.values():
-        if not any(tag.startswith("mixerbench.") for tag in logged.data.tags):
-            continue
-        if reason := _reason_to_skip(logged):
-            skipped[reason] += 1
-        else:
-            runs.append(_run(experiment, logged))
+    for run in logged.values():
+        if any(tag.startswith("mixerbench.") for tag in run.data.tags):
+            if reason := _reason_to_skip(run):
+                skipped[reason] += 1
+            else:
+                runs.append(_run(names[run.info.experiment_id], run))
     return Reading(tuple(runs), dict(skipped))
 
 
 def skipped_line(skipped: Mapping[str, int]) -> str:
-    """``Not on a board: 2 failed, 1 of schema 0``, or an empty string."""
+    """``Not on a board: 2 failed, 1 of schema 0 (this is 1).``, or an empty string."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f"Not on a board: {counts}." if counts else ""
-
-
-def _all_runs(client: Any) -> Iterator[tuple[str, tuple[str, "MlflowRun"]]]:
-    """(run id, (experiment, run)); a run that starts meanwhile shifts the pages, so ids can repeat."""
-    names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-    if names:
-        for run in _pages(client.search_runs, experiment_ids=list(names)):
-            yield run.info.run_id, (names[run.info.experiment_id], run)
 
 
 def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
@@ -126,13 +116,11 @@ def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
 
 
 def _reason_to_skip(run: "MlflowRun") -> str:
-    tags = run.data.tags
+    tags, status = run.data.tags, str(run.info.status)
     if (schema := tags.get(Tag.SCHEMA, "unknown")) != SCHEMA_VERSION:
         return f"of schema {schema} (this is {SCHEMA_VERSION})"
-    if run.info.status != "FINISHED":
-        return {"RUNNING": "not finished", "SCHEDULED": "not finished"}.get(
-            run.info.status, run.info.status.lower()
-        )
+    if status != "FINISHED":
+        return "not finished" if status in ("RUNNING", "SCHEDULED") else status.lower()
     if missing := [tag for tag in TAGS.values() if not tags.get(tag)]:
         return f"without tag {missing[0]}"
     if not _is_finite(run.data.metrics.get(Metric.FINAL_TOP1, math.nan)):
@@ -154,42 +142,37 @@ def _run(experiment: str, run: "MlflowRun") -> Run:
 
 
 def _is_finite(value: float) -> bool:
-    return abs(value) < LARGEST  # false for NaN
+    return abs(value) < INFINITY  # false for NaN
 
 
 def _check_exists(tracking_uri: str) -> None:
-    """MLflow would create a missing SQLite file, and its tables in a file that is no MLflow store."""
+    """MLflow would create a missing SQLite file, and its tables in any other SQLite file."""
     scheme, separator, rest = tracking_uri.partition("://")
     if not separator or scheme.partition("+")[0] not in SCHEMES:
         raise ValueError(
             f"cannot read MLflow at {tracking_uri!r}: expected sqlite:///PATH, http://HOST:PORT "
-            "or a database URI. A file store (mlruns/) can be migrated by `mlflow migrate-filestore`."
+            "or a database URI. `mlflow migrate-filestore` converts a file store (mlruns/)."
         )
     if not scheme.startswith("sqlite"):
         return
     path = Path(rest.partition("?")[0][1:])
     problem = "there is no such file"
     if path.is_file():
-        problem = "this file is no MLflow store"
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
                 store.execute("SELECT 1 FROM experiments LIMIT 1")
             return
         except sqlite3.DatabaseError as error:
-            problem += f" ({error})"
+            problem = f"this file is no MLflow store ({error})"
     raise ValueError(
-        f"cannot read MLflow at {tracking_uri}: {problem}. "
-        "Expected the SQLite store that a training run has written; train first, or give its URI "
-        "(four slashes before an absolute path: sqlite:////home/me/mlflow.db)."
+        f"cannot read MLflow at {tracking_uri}: {problem}. Expected the SQLite store of a training "
+        "run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
     )
 
 
 @contextmanager
 def _http_limits(*, timeout_s: int, retries: int) -> Iterator[None]:
-    """MLflow's client waits 247 s for a dead server; only the environment can tell it otherwise.
-
-    Limits that the user has set stay.
-    """
+    """MLflow waits 247 s for a dead server, unless the environment says less. The user's wins."""
     limits = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
@@ -200,8 +183,4 @@ def _http_limits(*, timeout_s: int, retries: int) -> Iterator[None]:
         yield
     finally:
         for name in ours:
-            os.environ.pop(name, None)
-
-
-def _without_password(message: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://***@", message)
+            del os.environ[name]

@@ -1,8 +1,12 @@
-"""The one exception that a user is meant to read."""
+"""Exceptions whose message is all that a user needs to see."""
 
 
 class UserError(Exception):
-    """Something the user wrote or has does not fit; one or two lines, exit code 2.
+    """Something the user wrote or has does not fit: exit code 2.
 
-    Says what came, what fits, and what to do.
+    The message says in one or two lines what came, what fits, and what to do.
     """
+
+
+class TrainingStopped(Exception):  # noqa: N818 - it says what happened
+    """A run cannot go on, through no fault of the command line: exit code 1."""

@@ -48,6 +48,7 @@ class Attention(TokenMixer):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self.rel_pos_table: nn.Parameter | None = None
+        self.rel_pos_index: Tensor
         if rel_pos_bias:
             offsets = (2 * grid.height - 1) * (2 * grid.width - 1)
             self.rel_pos_table = nn.Parameter(torch.empty(offsets, num_heads))

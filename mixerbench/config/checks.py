@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixerbench.config.schema import Data, Settings
 from mixerbench.config.sizes import token_grid
@@ -52,8 +53,8 @@ def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
     _check_model(settings, mixers)
 
 
-def _get(settings: Settings, path: str) -> object:
-    value: object = settings
+def _get(settings: Settings, path: str) -> Any:
+    value: Any = settings
     for name in path.split("."):
         value = getattr(value, name)
     return value

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -36,7 +36,7 @@ CONFIGS = next(
 )
 """The folder of YAML files: inside an installed package, else at the root of the checkout."""
 
-_SHORTHAND = {"recipe": "protocol.recipe", "data": "protocol.data"}
+_INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
 """``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
 
 _PARTS = ("backbone", "size", "stem", "mixer")
@@ -97,17 +97,22 @@ def config_names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-def read_config(group: str, name: str) -> dict[str, Any]:
-    """One YAML file as it stands, its defaults not composed."""
-    content: dict[str, Any] = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
-    return content
+def find_plugins(overrides: Sequence[str]) -> list[str]:
+    """The absolute paths in ``plugins=[...]``: they must be known before anything is composed."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "plugins":
+            content = yaml.safe_load(value)
+            names = [content] if isinstance(content, str) else content
+            return [str(Path(name).expanduser().absolute()) for name in names]
+    return []
 
 
 # --- composing ------------------------------------------------------------------------------
 
 
 def _compose_one(overrides: list[str]) -> Settings:
-    plugins = _plugins(overrides)
+    plugins = find_plugins(overrides)
     try:
         catalogs = {kind: part_catalog(kind, plugins) for kind in ("backbone", "stem", "mixer")}
     except ValueError as error:
@@ -159,7 +164,7 @@ def _node(entry: Entry) -> type:
         if default is MISSING:  # what every stem takes from the protocol
             default = f"${{protocol.{option.name}}}"
         if isinstance(default, (tuple, list)):
-            spec = dataclasses.field(default_factory=lambda value=default: list(value))
+            spec: Any = dataclasses.field(default_factory=partial(list, default))
         else:
             spec = dataclasses.field(default=default)
         fields.append((option.name, _type(option.annotation), spec))
@@ -196,22 +201,13 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
 
 def _expand(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    for short, path in _SHORTHAND.items():
-        if key in (short, path):
-            return f"{short}@{path}{equals}{value}"
-        if key.startswith(f"{short}."):
-            return f"{path}{key.removeprefix(short)}{equals}{value}"
-    return argument
-
-
-def _plugins(overrides: Sequence[str]) -> list[str]:
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "plugins":
-            content = OmegaConf.create({"plugins": yaml.safe_load(value)}).plugins
-            names = [content] if isinstance(content, str) else list(content)
-            return [str(Path(name).expanduser().absolute()) for name in names]
-    return []
+    key = key.removeprefix("protocol.")
+    first = key.partition(".")[0]
+    if first not in _INSIDE_PROTOCOL:
+        return argument
+    if key in _GROUPS:  # a whole file: Hydra wants to know where it goes
+        return f"{key}@protocol.{key}{equals}{value}"
+    return f"protocol.{key}{equals}{value}"
 
 
 def _label(config: DictConfig, catalogs: Mapping[str, Mapping[str, Entry]]) -> str:
@@ -278,7 +274,7 @@ def _explain_field(key: str, value: str, groups: list[str]) -> str | None:
         node = node._get_node(name)
         walked = f"{walked}.{name}" if walked else name
     if isinstance(node, DictConfig):
-        first = next(iter(node))
+        first = str(next(iter(node)))
         return f"{key} is a group of settings: set one of them, such as {key}.{first}=..."
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={value}").value()

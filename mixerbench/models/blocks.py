@@ -1,9 +1,9 @@
 """The residual block that every mixer and channel mixer sits in."""
 
+from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
 from mixers import TokenGrid, TokenMixer
-from timm.layers import DropPath, LayerScale, Mlp
 
 LAYER_NORM_EPS = 1e-6  # ViT's and DeiT's; PyTorch's default is 1e-5
 
@@ -31,9 +31,7 @@ class Block(nn.Module):
         dim = mixer.dim
         self.mixer: TokenMixer | None = mixer if mixer.adds_sub_layer else None
         if self.mixer is not None:
-            self.norm1 = (
-                nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if mixer.pre_norm else nn.Identity()
-            )
+            self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if mixer.pre_norm else nn.Identity()
             self.ls1 = _layer_scale(dim, layer_scale)
             self.drop_path1 = _drop_path(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)

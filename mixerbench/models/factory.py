@@ -7,7 +7,7 @@ from torch import nn
 
 from mixerbench.config.sizes import SIZES, ViTSize, token_grid
 from mixerbench.models.registry import BACKBONES, STEMS
-from mixers import MIXERS
+from mixers import MIXERS, TokenGrid
 from mixers.catalog import nearest
 from mixers.plan import MixerSpec, check_names, read_plan
 
@@ -55,7 +55,7 @@ def create_model(
     return BACKBONES.create(
         backbone_name,
         built_stem,
-        token_grid(height_width, stem_options["patch_size"]),
+        TokenGrid(*token_grid(height_width, stem_options["patch_size"])),
         width,
         plan,
         num_classes,

@@ -7,13 +7,13 @@ are registered later (plugins, a notebook's own class) are added as they come.
 from functools import partial
 from typing import Any
 
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from mixerbench.config.sizes import SIZES
 from mixerbench.models.factory import create_model
 from mixers import MIXERS
 from mixers.plan import SCHEDULES
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 __all__: list[str] = []  # timm appends the names
 default_cfgs: dict[str, Any] = {}
@@ -63,9 +63,7 @@ def _build(
 ) -> nn.Module:
     if pretrained:
         raise ValueError(f"{name} has no published weights: build it with pretrained=False.")
-    return build_model_with_cfg(
-        partial(_create, mixer, size), name, pretrained=False, **arguments
-    )
+    return build_model_with_cfg(partial(_create, mixer, size), name, pretrained=False, **arguments)
 
 
 def _create(mixer: str, size: str, **arguments: Any) -> nn.Module:

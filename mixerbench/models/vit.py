@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +17,6 @@ from mixerbench.models.blocks import LAYER_NORM_EPS, Block
 from mixerbench.models.registry import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
 from mixers.plan import MixerChoice, check_prefix, spread
-from timm.layers import resample_abs_pos_embed
 
 POOLS = ("avg", "token")
 
@@ -48,7 +48,7 @@ class ViT(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        grid: tuple[int, int],
+        grid: TokenGrid,
         size: ViTSize,
         plan: Sequence[MixerChoice],
         num_classes: int,
@@ -70,7 +70,7 @@ class ViT(nn.Module):
             )
         check_prefix(plan, MIXERS.facts, pool)
         rates = {
-            "linear": torch.linspace(0, drop_path, size.depth).tolist(),
+            "linear": [drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)],
             "constant": [drop_path] * size.depth,
         }
         if drop_path_schedule not in rates:
@@ -80,7 +80,7 @@ class ViT(nn.Module):
         dim = size.dim
         self.pool = pool
         self.num_prefix_tokens = (pool == "token") + distillation_token
-        self.grid = TokenGrid(*grid, prefix=self.num_prefix_tokens)
+        self.grid = grid._replace(prefix=self.num_prefix_tokens)
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.num_classes = num_classes
         self.grad_checkpointing = False
@@ -126,7 +126,8 @@ class ViT(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> normalised tokens (B, N, C), prefix tokens first."""
         features = self.stem(images)  # (B, C, H, W)
-        grid = TokenGrid(*features.shape[-2:], prefix=self.num_prefix_tokens)
+        height, width = features.shape[-2:]
+        grid = TokenGrid(height, width, self.num_prefix_tokens)
         x = features.flatten(2).transpose(1, 2)
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if prefix:
@@ -139,9 +140,7 @@ class ViT(nn.Module):
                 x = block(x, grid)
         return self.norm(x)
 
-    def forward_head(
-        self, x: Tensor, pre_logits: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens -> logits (B, classes), or pooled features (B, C) with ``pre_logits``.
 
         With a distillation token: in training with ``distilled_training`` the logits of
@@ -179,9 +178,7 @@ class ViT(nn.Module):
         place = self.pos_embed
         self.head = _classifier(self.embed_dim, num_classes).to(place.device, place.dtype)
         if self.head_dist is not None:
-            self.head_dist = _classifier(self.embed_dim, num_classes).to(
-                place.device, place.dtype
-            )
+            self.head_dist = _classifier(self.embed_dim, num_classes).to(place.device, place.dtype)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that DeiT does not decay, and those that the mixers declare."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, ImageOps
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp
 from torch import Tensor
 from torchvision import transforms
 
 from mixerbench.config.schema import Protocol
-from timm.data import create_transform
-from timm.data.auto_augment import AugmentOp
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -59,8 +59,8 @@ def eval_transform(protocol: Protocol) -> Transform:
 
 
 def _accept_zero_bits(step: Any) -> None:
-    # RandAugment at full magnitude asks posterize for 0 bits. Pillow returned black then;
-    # since version 12 it raises, on about 0.14 % of images under DeiT's recipe.
+    # RandAugment at full magnitude asks posterize for 0 bits, on about 0.14 % of images under
+    # DeiT's recipe. Pillow returned black when DeiT was written; now it raises.
     for operation in getattr(step, "ops", ()):
         if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Distillation, Recipe
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 Logits = Tensor | tuple[Tensor, Tensor]
 

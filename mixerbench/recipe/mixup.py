@@ -1,13 +1,13 @@
 """Mixup and CutMix of a micro-batch, with soft targets."""
 
 import numpy as np
+from timm.data import mixup as timm_mixup
 from torch import Tensor
 
 from mixerbench.config.schema import Recipe
-from timm.data import mixup as timm_mixup
 
 
-class DeiTMixup(timm_mixup.Mixup):
+class DeiTMixup(timm_mixup.Mixup):  # type: ignore[misc]
     """timm's Mixup with CutMix's box as DeiT had it.
 
     The box reaches ``cut // 2`` pixels to every side, as in CutMix's own code and in the

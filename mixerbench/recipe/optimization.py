@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch import nn
-
-from mixerbench.config.schema import Recipe
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
+from torch import nn
+
+from mixerbench.config.schema import Recipe
 
 
 def peak_lr(recipe: Recipe) -> float:

@@ -1,0 +1,41 @@
+# make demo   set up, train five mixers on the embedded data set, print the leaderboard
+# make test   set up, run the tests
+# make check  formatting, lint and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check lock clean
+
+demo: .venv/.installed
+	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro
+	$(BIN)/mixerbench train mixer=attention stem=conv size=micro
+	$(BIN)/mixerbench leaderboard protocol=digits size=micro
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mixerbench needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	touch $@
+
+# Pins every dependency for all platforms; names no package index.
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--no-emit-index-url --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv runs mlflow.db mlflow.db.lock mlartifacts

@@ -1,0 +1,302 @@
+"""The command line: ``mixerbench <command> ...``. Nothing heavy is imported before it is needed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mixerbench.errors import TrainingStopped, UserError
+
+HELP = """\
+mixerbench: does your token mixer beat attention, fairly?
+
+Usage: mixerbench COMMAND [SETTING=VALUE ...]
+
+Commands
+  train         train a model, or a sweep of them
+  eval          accuracy of a checkpoint
+  profile       parameters, multiply-adds, speed and memory of a model
+  list          mixers, sizes, stems, backbones, protocols, recipes
+  leaderboard   rank the runs, one table per protocol
+  sync          upload what a tracking server has missed
+
+Settings are of three groups
+  model         free to vary: mixer, size, stem, backbone
+  protocol      identical in one leaderboard: data, recipe, evaluation
+  run           without influence on the result: run.device, run.precision, tracking.uri, ...
+
+Examples
+  mixerbench train mixer=patch_ff size=base
+  mixerbench train -m mixer=patch_ff,attention,local_attention run.seed=0,1,2
+  mixerbench leaderboard
+
+'mixerbench COMMAND --help' shows more of each. MIXERBENCH_DEBUG=1 shows tracebacks.
+"""
+
+
+def main() -> None:
+    sys.exit(exit_code(lambda: _dispatch(sys.argv[1:])))
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Run ``work``; say in one or two lines what went wrong. 0 done, 1 stopped, 2 bad input."""
+    try:
+        work()
+    except (UserError, TrainingStopped) as error:
+        if os.environ.get("MIXERBENCH_DEBUG") == "1":
+            raise
+        print(f"mixerbench: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("mixerbench: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "train": _train,
+        "eval": _eval,
+        "profile": _profile,
+        "list": _list,
+        "leaderboard": _leaderboard,
+        "sync": _sync,
+    }
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif arguments[0] == "--version":
+        from mixerbench import __version__
+
+        print(__version__)
+    elif arguments[0] in commands:
+        commands[arguments[0]](arguments[1:])
+    else:
+        from mixers.catalog import nearest
+
+        raise UserError(f"unknown command {arguments[0]!r}. {nearest(arguments[0], commands)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options before, between and behind settings; its errors are ours."""
+
+    def __init__(self, command: str, description: str, examples: str, settings: str = "*") -> None:
+        super().__init__(
+            prog=f"mixerbench {command}",
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "settings", nargs=settings, metavar="SETTING=VALUE", help=argparse.SUPPRESS
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See '{self.prog} --help'.")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "train",
+        "Train a model under a protocol, and log everything to MLflow.",
+        """\
+examples:
+  mixerbench train mixer=patch_ff size=base
+      on the embedded digits; size=micro takes minutes on a laptop
+  mixerbench train mixer=patch_ff size=base protocol=imagenet_deit protocol.data.root=/data/imagenet
+      the paper's run
+  mixerbench train mixer=local_attention mixer.window=5 mixer.border=masked
+      options of the mixer; 'mixerbench list mixers' shows them
+  mixerbench train mixer=attention backbone.pool=token stem=conv
+      a class token, a convolution stem
+  mixerbench train -m mixer=patch_ff,attention,local_attention run.seed=0,1,2
+      nine runs, several side by side; launcher.jobs=2 sets how many
+  mixerbench train mixer=attention run.resume=auto
+      go on with the newest unfinished run of the same settings
+  mixerbench train mixer=mine 'plugins=[my_mixer.py]'
+      your own mixer, registered in your own file
+  mixerbench train mixer=attention recipe.epochs=100 run.device=cuda run.precision=bf16
+      another number of epochs is another protocol, hence another leaderboard; bf16 is not
+
+recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
+""",
+    )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="train every combination of SETTING=A,B,C"
+    )
+    parser.add_argument(
+        "--cfg", action="store_true", help="print the resolved settings, train nothing"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.config import compose
+
+    if options.cfg:
+        import dataclasses
+
+        import yaml
+
+        resolved = dataclasses.asdict(compose.compose(options.settings))
+        print(yaml.safe_dump(resolved, sort_keys=False), end="")
+        return
+    from mixerbench.config.checks import check_data
+
+    if options.multirun:
+        runs = compose.compose_sweep(options.settings)
+    else:
+        runs = [compose.compose(options.settings)]
+    try:
+        for one in runs:
+            check_data(one.protocol.data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if options.multirun:
+        from mixerbench.training.sweep import run_sweep
+
+        run_sweep(runs, compose.launcher_jobs(options.settings))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].run.threads))
+    from mixerbench.training.run import run_training
+
+    print(f"run: {run_training(runs[0])}")
+
+
+def _eval(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "eval",
+        "Measure the accuracy of a checkpoint on the validation images.",
+        """\
+checkpoint=PLACE is a run's folder or a .safetensors file. The model and the protocol are
+those that it was trained with, unless settings say otherwise.
+
+examples:
+  mixerbench eval checkpoint=runs/digits-1b2c3d4e/attention_micro-seed0-20261121-101500
+  mixerbench eval checkpoint=model.safetensors evaluation.image_size=48
+  mixerbench eval checkpoint=model.safetensors data.root=/data/imagenet run.device=cuda
+""",
+    )
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    parser.add_argument("--predictions", metavar="FILE", help="write one row per image (Parquet)")
+    options = parser.parse_intermixed_args(arguments)
+    place = next((s for s in options.settings if s.startswith("checkpoint=")), None)
+    if place is None:
+        raise UserError("eval needs checkpoint=PLACE: a run's folder or a .safetensors file.")
+    given = [setting for setting in options.settings if setting is not place]
+    from mixerbench.training.evaluate import evaluate_place
+
+    print(evaluate_place(place.partition("=")[2], given, options.ema, options.predictions))
+
+
+def _profile(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "profile",
+        "Count and time a model; nothing is trained and no data is needed.",
+        """\
+examples:
+  mixerbench profile mixer=attention size=tiny protocol=imagenet_deit backbone.pool=token
+  mixerbench profile mixer=patch_ff size=base protocol=imagenet_deit run.measure_batch_size=8
+  mixerbench profile mixer=local_attention mixer.window=5 --json
+""",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.config.compose import compose
+
+    settings = compose(options.settings)
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))
+    from mixerbench.training.profile import profile
+
+    print(profile(settings, options.json))
+
+
+def _list(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "list",
+        "List what can be named on the command line: mixers, sizes, stems, backbones, "
+        "protocols, recipes, data.",
+        """\
+examples:
+  mixerbench list
+  mixerbench list mixers
+  mixerbench list mixers 'plugins=[my_mixer.py]'
+""",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.listing import listing
+
+    print(listing(options.settings))
+
+
+def _leaderboard(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard",
+        "Rank the finished runs, one table per protocol fingerprint: runs that were not trained "
+        "and\nevaluated alike never stand in one table.",
+        """\
+FIELD=VALUE shows only some entries: mixer=patch_ff size=micro stem=conv protocol=digits
+
+examples:
+  mixerbench leaderboard
+  mixerbench leaderboard protocol=digits --sort gmacs
+  mixerbench leaderboard --format csv > board.csv
+  mixerbench leaderboard --explain 1b2c3d4e 99aabbcc
+""",
+    )
+    parser.add_argument("--format", default="terminal", help="terminal, csv, json or markdown")
+    parser.add_argument("--sort", metavar="COLUMN", help="-COLUMN for the other direction")
+    parser.add_argument(
+        "--explain",
+        nargs=2,
+        metavar=("A", "B"),
+        help="the settings in which two protocols differ: fingerprints, runs' names or ids",
+    )
+    parser.add_argument(
+        "--uri", help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    import shutil
+
+    from leaderboard import explain_text, leaderboard_text
+    from mixerbench.tracking.store import resolve_uri
+
+    uri = resolve_uri(options.uri)
+    try:
+        if options.explain:
+            print(explain_text(uri, *options.explain))
+            return
+        terminal = sys.stdout.isatty()
+        text = leaderboard_text(
+            uri,
+            format=options.format,
+            filters=options.settings,
+            sort=options.sort or "top1",
+            width=shutil.get_terminal_size((120, 24)).columns,
+            color=terminal,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    print(text)
+
+
+def _sync(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "sync",
+        "Upload what is in the journals of runs and not yet in MLflow.",
+        """\
+examples:
+  mixerbench sync runs/digits-1b2c3d4e/attention_micro-seed0-20261121-101500
+  mixerbench sync runs/*/*
+""",
+        settings="+",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.training.sync import sync
+
+    for folder in options.settings:
+        print(sync(folder))
+
+
+if __name__ == "__main__":
+    main()

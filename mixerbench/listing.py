@@ -1,0 +1,104 @@
+"""``mixerbench list``: what can be named, read from source and from ``configs/``; no torch."""
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
+from mixerbench.config.sizes import SIZES
+from mixerbench.errors import UserError
+from mixers.catalog import MISSING, Option, nearest
+from mixers.plan import SCHEDULES
+
+Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def listing(arguments: Sequence[str]) -> str:
+    """The tables that ``arguments`` name, all of them if they name none.
+
+    Raises:
+        UserError: no such table, or a plugin that cannot be read.
+    """
+    names = [argument for argument in arguments if "=" not in argument]
+    plugins = find_plugins([argument for argument in arguments if "=" in argument])
+    for name in names:
+        if name not in _TABLES:
+            raise UserError(f"there is no list of {name!r}. {nearest(name, _TABLES)}")
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        for name in names or _TABLES:
+            try:
+                header, rows = _TABLES[name](plugins)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+            table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+            for column in header:
+                table.add_column(column, no_wrap=column == "options")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+            console.print()
+    return capture.get().rstrip()
+
+
+def _mixers(plugins: Sequence[str]) -> Rows:
+    rows = []
+    for name, entry in part_catalog("mixer", plugins).items():
+        any_grid = "any" if entry.facts.get("any_grid") else "as built"
+        token = "yes" if entry.facts.get("mixes_prefix") else "no"
+        rows.append((name, _options("mixer", entry.options), any_grid, token, entry.paper))
+    for name, schedule in SCHEDULES.items():
+        plan = f"mixer.plan={','.join(schedule.plan)}"
+        rows.append((name, plan, "any", "yes", schedule.paper))
+    return ("mixer", "options", "grid", "class token", "paper"), sorted(rows)
+
+
+def _parts(kind: str) -> Callable[[Sequence[str]], Rows]:
+    def rows(plugins: Sequence[str]) -> Rows:
+        found = part_catalog(kind, plugins).values()
+        return (kind, "options", "paper"), [
+            (entry.name, _options(kind, entry.options), entry.paper) for entry in found
+        ]
+
+    return rows
+
+
+def _sizes(plugins: Sequence[str]) -> Rows:
+    return ("size", "width", "depth", "heads"), [
+        (name, str(size.dim), str(size.depth), str(size.num_heads)) for name, size in SIZES.items()
+    ]
+
+
+def _files(group: str) -> Callable[[Sequence[str]], Rows]:
+    def rows(plugins: Sequence[str]) -> Rows:
+        found: list[tuple[str, ...]] = []
+        for name in config_names(group):
+            first = (CONFIGS / group / f"{name}.yaml").read_text().splitlines()[0]
+            found.append((name, first.lstrip("# ")))
+        return (group, "what it is"), found
+
+    return rows
+
+
+def _options(kind: str, options: Sequence[Option]) -> str:
+    return "\n".join(f"{kind}.{option.name}={_shown(option.default)}" for option in options)
+
+
+def _shown(default: object) -> str:
+    if default is MISSING:
+        return "(the protocol's)"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "null" if default is None else str(default)
+
+
+_TABLES: dict[str, Callable[[Sequence[str]], Rows]] = {
+    "mixers": _mixers,
+    "sizes": _sizes,
+    "stems": _parts("stem"),
+    "backbones": _parts("backbone"),
+    "protocols": _files("protocol"),
+    "recipes": _files("recipe"),
+    "data": _files("data"),
+}

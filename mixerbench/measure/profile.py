@@ -1,0 +1,110 @@
+"""Everything that a model costs, in one call."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mixerbench.measure._state import measuring
+from mixerbench.measure.flops import count_macs
+from mixerbench.measure.hardware import hardware_name
+from mixerbench.measure.memory import training_step_memory_mib
+from mixerbench.measure.speed import latency_ms, throughput
+
+OWN: Final = "(own)"
+"""The row of what belongs to the model itself and to none of its parts."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a model costs, and on what it was measured."""
+
+    parameters: int  # trainable
+    gmacs: float  # 1e9 multiply-adds of one image, by flops.CONVENTION
+    images_per_second: float
+    latency_ms: float
+    memory_mib: float
+    batch_size: int
+    hardware: str
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One part of a model."""
+
+    name: str
+    kind: str
+    parameters: int  # trainable
+    gmacs: float
+
+
+def measure_model(
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    *,
+    num_classes: int,
+    batch_size: int,
+    seconds: float,
+    precision: str,
+    device: torch.device | str,
+    in_chans: int = 3,
+) -> Measures:
+    """Parameters, multiply-adds, speed and memory of ``model`` on ``device``.
+
+    Args:
+        seconds: for the throughput, and as many again for the latency.
+    """
+    hardware = hardware_name(device, precision)
+    timing: dict[str, Any] = {"seconds": seconds, "precision": precision, "device": device}
+    with measuring(model, training=False, device=device):
+        return Measures(
+            parameters=count_parameters(model),
+            gmacs=count_macs(model, image_size, in_chans).total / 1e9,
+            images_per_second=throughput(
+                model, image_size, batch_size, in_chans=in_chans, **timing
+            ).median,
+            latency_ms=latency_ms(model, image_size, in_chans=in_chans, **timing).median,
+            memory_mib=training_step_memory_mib(
+                model, image_size, batch_size, num_classes, precision=precision, in_chans=in_chans
+            ),
+            batch_size=batch_size,
+            hardware=hardware,
+        )
+
+
+def by_module(
+    model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3
+) -> list[ModuleRow]:
+    """Parameters and multiply-adds of each child, of each block of a list of blocks.
+
+    The rows add up to the model: a last one holds what no child has (position embeddings),
+    and a part that has neither gets none.
+    """
+    macs = count_macs(model, image_size, in_chans)
+    rows = [
+        ModuleRow(name, type(part).__name__, count_parameters(part), macs.by_module[name] / 1e9)
+        for name, part in _parts(model)
+    ]
+    rest = ModuleRow(
+        OWN,
+        type(model).__name__,
+        count_parameters(model) - sum(row.parameters for row in rows),
+        (macs.total - sum(macs.by_module[row.name] for row in rows)) / 1e9,
+    )
+    return [row for row in [*rows, rest] if row.parameters or row.gmacs]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    parts = []
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            parts += [(f"{name}.{index}", block) for index, block in child.named_children()]
+        else:
+            parts.append((name, child))
+    return parts

@@ -1,0 +1,119 @@
+"""How fast a forward pass is, in evaluation mode."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from mixerbench.measure._state import autocast, images_shape, measuring
+
+REPEATS: Final = 20
+"""Into how many repeats the time is cut: enough for quartiles, each long beside the clock."""
+WARM_UP: Final = 0.2
+"""Share of the time that goes by before the first repeat: clocks and caches settle."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements, and how far apart they were."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    repeats: int
+
+
+def throughput(
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    *,
+    seconds: float,
+    precision: str,
+    device: torch.device | str,
+    in_chans: int = 3,
+) -> Spread:
+    """Images per second of forward passes in batches, images already on the device.
+
+    Takes about ``seconds`` beside the first pass; if one pass takes longer, two passes.
+    """
+    shape = images_shape(batch_size, in_chans, image_size)
+    times = _forward_seconds(model, shape, seconds, precision, device, grouped=True)
+    return _spread([batch_size / duration for duration in times])
+
+
+def latency_ms(
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    *,
+    seconds: float,
+    precision: str,
+    device: torch.device | str,
+    in_chans: int = 3,
+) -> Spread:
+    """Milliseconds from one image to its result, each pass waited for."""
+    shape = images_shape(1, in_chans, image_size)
+    times = _forward_seconds(model, shape, seconds, precision, device, grouped=False)
+    return _spread([1e3 * duration for duration in times])
+
+
+def _forward_seconds(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    seconds: float,
+    precision: str,
+    device: torch.device | str,
+    *,
+    grouped: bool,
+) -> list[float]:
+    """Seconds of one forward pass, once per repeat; ``grouped``: a repeat is several passes."""
+    with measuring(model, training=False, device=device) as place:
+        # Not zeros: GPUs multiply them with less power, hence at higher clocks.
+        draws = torch.Generator(place).manual_seed(0)
+        batch = torch.randn(shape, device=place, generator=draws)
+
+        def forward() -> None:
+            with torch.inference_mode(), autocast(place, precision):
+                model(batch)
+
+        stopwatch = _cuda_seconds if place.type == "cuda" else _cpu_seconds
+        stopwatch(forward, 1)  # compiles, allocates, chooses kernels: outside the time
+        begin = time.perf_counter()
+        once = stopwatch(forward, 1)
+        if once >= seconds:
+            return [once]
+        while time.perf_counter() - begin < WARM_UP * seconds:
+            once = min(once, stopwatch(forward, 1))
+        passes = max(1, int((1 - WARM_UP) * seconds / REPEATS / once)) if grouped else 1
+        times: list[float] = []
+        while not times or time.perf_counter() - begin + passes * once < seconds:
+            times.append(stopwatch(forward, passes) / passes)
+        return times
+
+
+def _cpu_seconds(forward: Callable[[], None], passes: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(passes):
+        forward()
+    return time.perf_counter() - begin
+
+
+def _cuda_seconds(forward: Callable[[], None], passes: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()  # the queue is empty: launching counts, what came before does not
+    begin.record()
+    for _ in range(passes):
+        forward()
+    end.record()
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3
+
+
+def _spread(samples: list[float]) -> Spread:
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    lower, median, upper = torch.tensor(samples, dtype=torch.float64).quantile(quartiles).tolist()
+    return Spread(median, lower, upper, len(samples))

@@ -1,0 +1,115 @@
+"""The append-only record of a run: the truth that MLflow is fed from.
+
+One JSON object a line, with the time it was written (``time``, milliseconds since 1970).
+What it says is in ``kind``:
+
+==========  ================================================================
+start       a process began or continued the run: ``total_steps``, ``label``
+tags        ``values``
+params      ``values``
+metrics     ``values`` at optimizer step ``step``
+artifact    a file of the run's folder: ``path``, and ``folder`` to put it into
+end         ``status``: FINISHED, FAILED or KILLED
+==========  ================================================================
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "journal.jsonl"
+Record = dict[str, Any]
+
+
+class Journal:
+    """Writes the journal of one run; safe to use from several threads.
+
+    Opening an existing one continues it. Metrics that it holds already, key by key up to
+    their last step, are not written again: a resumed run repeats its last steps exactly.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[Record], None]] = []
+        self._last_step: dict[str, int] = {}
+        self._began = time.time()
+        end = 0
+        for record, end in read(path):
+            self._began = min(self._began, record["time"] / 1000)
+            if record["kind"] == "metrics":
+                for key in record["values"]:
+                    self._last_step[key] = record["step"]
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, end)  # a line that was cut off when the run was killed
+        os.lseek(self._file, 0, os.SEEK_END)
+
+    def listen(self, listener: Callable[[Record], None]) -> None:
+        """Call ``listener`` with every record from now on."""
+        self._listeners.append(listener)
+
+    def start(self, label: str, total_steps: int) -> None:
+        self._write({"kind": "start", "label": label, "total_steps": total_steps})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._write({"kind": "tags", "values": dict(values)})
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self._write({"kind": "params", "values": dict(values)})
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        new = {k: float(v) for k, v in values.items() if step > self._last_step.get(k, -1)}
+        if new:
+            self._last_step.update(dict.fromkeys(new, step))
+            self._write({"kind": "metrics", "step": step, "values": new})
+
+    def age_seconds(self) -> int:
+        """Since the first record."""
+        return int(time.time() - self._began)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        name = path.relative_to(self.path.parent).as_posix()
+        self._write({"kind": "artifact", "path": name, "folder": folder})
+
+    def end(self, status: str) -> None:
+        self._write({"kind": "end", "status": status})
+
+    def close(self) -> None:
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def _write(self, record: Record) -> None:
+        line = json.dumps({"time": int(time.time() * 1000), **record}) + "\n"
+        with self._lock:
+            os.write(self._file, line.encode())
+            for listener in self._listeners:
+                listener(record)
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """The whole records from byte ``offset`` on, each with the offset behind it.
+
+    A last line without an end is still being written, or was cut off: it is left out.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+def is_finished(path: Path) -> bool:
+    """Did the run come to its end?"""
+    finished = False
+    for record, _ in read(path):
+        if record["kind"] in ("start", "end"):
+            finished = record.get("status") == "FINISHED"
+    return finished

@@ -1,0 +1,113 @@
+"""Where MLflow's store is, whether it answers, and the experiment that runs go to."""
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixerbench.errors import UserError
+from mixerbench.tracking.views import experiment_tags
+
+if TYPE_CHECKING:
+    pass
+
+_SQLITE = "sqlite:///"
+_SQLITE_MAGIC = b"SQLite format 3\x00"
+
+
+def resolve_uri(uri: str | None) -> str:
+    """An absolute tracking URI: the setting, else $MLFLOW_TRACKING_URI, else ./mlflow.db.
+
+    ``mlflow ui``, started in the same folder, opens the last one by itself.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
+    return uri
+
+
+def check_reachable(uri: str, timeout_seconds: float) -> None:
+    """Refuse a store that cannot be written to, before any training is done.
+
+    Cheap: MLflow itself takes seconds to import, so a server is asked for its health, and
+    of a SQLite file the folder and the first bytes are looked at.
+
+    Raises:
+        UserError: it does not answer, or is no store.
+    """
+    hint = "or train with tracking.offline=true and upload later with 'mixerbench sync'."
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds).close()
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"the MLflow server {uri} does not answer ({reason}): "
+                f"start it, set tracking.uri, {hint}"
+            ) from None
+    elif uri.startswith(_SQLITE):
+        path = Path(uri.removeprefix(_SQLITE))
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"no place for {path}: its folder is missing or not writable, {hint}")
+        if path.is_file() and path.stat().st_size:
+            with open(path, "rb") as file:
+                if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
+                    raise UserError(f"{path} is no SQLite database: set tracking.uri, {hint}")
+    elif uri.startswith("file:") or "://" not in uri:
+        raise UserError(
+            f"tracking.uri={uri}: MLflow no longer writes to plain folders. "
+            "Give sqlite:///FILE.db or a server's address."
+        )
+
+
+class Store:
+    """A connection to MLflow through its public client; imports MLflow.
+
+    Raises:
+        Exception: whatever MLflow raises when the store does not answer.
+    """
+
+    def __init__(self, uri: str, timeout_seconds: float) -> None:
+        # MLflow's own defaults wait for 247 seconds; the journal makes waiting needless.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(max(timeout_seconds, 1))))
+        for chatty in ("mlflow", "alembic"):  # they announce every table of a new store
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        from filelock import FileLock
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        if uri.startswith(_SQLITE):
+            # Processes that make a new SQLite store at the same time break each other.
+            with FileLock(uri.removeprefix(_SQLITE) + ".lock"):
+                self.client: MlflowClient = MlflowClient(uri)
+                self.client.search_experiments(max_results=1)
+        else:
+            self.client = MlflowClient(uri)
+
+    def experiment(self, name: str, protocol: str, description: str) -> str:
+        """The id of the experiment ``name``, made and described where it is new."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        options: dict[str, Any] = {}
+        if self.uri.startswith(_SQLITE):
+            # MLflow would write artifacts below the folder that this process happens to be in.
+            folder = Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts"
+            options["artifact_location"] = folder.as_uri()
+        try:
+            identifier = str(self.client.create_experiment(name, **options))
+        except MlflowException:  # another process was faster
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+        for key, value in experiment_tags(protocol, description, identifier).items():
+            self.client.set_experiment_tag(identifier, key, value)
+        return identifier

@@ -1,0 +1,163 @@
+"""Feeding MLflow from a journal: in order, in batches, from the background, repeatable.
+
+Metrics keep the time at which they were measured, and MLflow drops exact repetitions, so
+a batch that is sent twice is stored once. Where the upload stands is written down after
+every batch; a failing server is asked again later and never makes training wait.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixerbench.config.schema import Tracking
+from mixerbench.tracking.journal import FILE_NAME, Record, read
+from mixerbench.tracking.store import Store, resolve_uri
+
+CURSOR_FILE = "upload.json"
+_UID_TAG = "mixerbench.uid"
+_METRICS_PER_BATCH = 1000  # MLflow's limits for one call
+_PARAMS_PER_BATCH = 100
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 8000
+_MAX_PAUSE_SECONDS = 60.0
+
+
+class Upload:
+    """Brings the journal of one run folder to MLflow."""
+
+    def __init__(self, folder: Path, tracking: Tracking) -> None:
+        self.folder = folder
+        self._tracking = tracking
+        self._store: Store | None = None
+        self._run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        cursor = folder / CURSOR_FILE
+        state = json.loads(cursor.read_text()) if cursor.exists() else {}
+        self._offset: int = state.get("offset", 0)
+        self.uri: str = state.get("uri") or resolve_uri(tracking.uri)
+        self.run_id: str | None = state.get("run_id")
+
+    def is_complete(self) -> bool:
+        return next(read(self.folder / FILE_NAME, self._offset), None) is None
+
+    def advance(self) -> None:
+        """Send everything that is in the journal and not in MLflow yet.
+
+        Raises:
+            Exception: whatever MLflow raises; what was sent before stays sent.
+        """
+        for records, offset in _batches(read(self.folder / FILE_NAME, self._offset)):
+            self._send(records)
+            self._offset = offset
+            self._remember()
+
+    def _send(self, records: list[Record]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, run_id = self._connect(records[0]["time"])
+        metrics, params, tags = [], [], []
+        for record in records:
+            kind, values = record["kind"], record.get("values", {})
+            if kind == "metrics":
+                metrics += [
+                    Metric(key, value, record["time"], record["step"])
+                    for key, value in values.items()
+                ]
+            elif kind == "params":
+                params += [Param(k, str(v)[:_PARAM_LENGTH]) for k, v in values.items()]
+            elif kind == "tags":
+                tags += [RunTag(k, str(v)[:_TAG_LENGTH]) for k, v in values.items()]
+        for start in range(0, len(params), _PARAMS_PER_BATCH):
+            client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
+        if metrics or tags:
+            client.log_batch(run_id, metrics=metrics, tags=tags)
+        for record in records:
+            if record["kind"] == "artifact":
+                path = self.folder / record["path"]
+                if path.exists():  # a checkpoint may have been replaced by a newer one
+                    client.log_artifact(run_id, str(path), record["folder"] or None)
+            elif record["kind"] == "start":
+                client.update_run(run_id, status="RUNNING")
+            elif record["kind"] == "end":
+                client.set_terminated(run_id, record["status"], record["time"])
+
+    def _connect(self, start_time: int) -> tuple[Any, str]:
+        if self._store is None:
+            self._store = Store(self.uri, self._tracking.timeout_seconds)
+        client = self._store.client
+        if self.run_id is None:
+            run = self._run
+            experiment = self._store.experiment(
+                run["experiment"], run["protocol"], run["description"]
+            )
+            # A run that was made just before this process died is found again.
+            found = client.search_runs(
+                [experiment], f"tags.`{_UID_TAG}` = '{run['uid']}'", max_results=1
+            )
+            self.run_id = (
+                found[0].info.run_id
+                if found
+                else client.create_run(
+                    experiment, start_time, {_UID_TAG: run["uid"]}, run["name"]
+                ).info.run_id
+            )
+            self._remember()
+        return client, self.run_id
+
+    def _remember(self) -> None:
+        state = {"uri": self.uri, "run_id": self.run_id, "offset": self._offset}
+        part = self.folder / f"{CURSOR_FILE}.part"
+        part.write_text(json.dumps(state))
+        os.replace(part, self.folder / CURSOR_FILE)
+
+
+class BackgroundUpload:
+    """An ``Upload`` that runs in a thread until it is closed."""
+
+    def __init__(self, folder: Path, tracking: Tracking) -> None:
+        self._upload = Upload(folder, tracking)
+        self._every = tracking.upload_every_seconds
+        self._closing = threading.Event()
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="mixerbench-upload", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Send the rest; False if the store did not take it in time (``error`` says why)."""
+        self._closing.set()
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive() and self.error is None
+
+    def _work(self) -> None:
+        pause = self._every
+        while True:
+            closing = self._closing.wait(pause)
+            try:
+                self._upload.advance()
+                self.error = None
+                pause = self._every
+            except Exception as error:  # whatever MLflow raises, training goes on
+                self.error = error
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+            if closing:
+                if self.error is None:
+                    return
+                time.sleep(min(self._every, 1.0))  # close() decides how long this may go on
+
+
+def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:
+    """Records in order, as many at once as one call may hold metrics."""
+    batch: list[Record] = []
+    size, end = 0, 0
+    for record, offset in records:
+        length = len(record["values"]) if record["kind"] == "metrics" else 0
+        if batch and size + length > _METRICS_PER_BATCH:
+            yield batch, end
+            batch, size = [], 0
+        batch.append(record)
+        size, end = size + length, offset
+    if batch:
+        yield batch, end

@@ -1,0 +1,1 @@
+"""Training: one loop for every device, the state that is saved, and the folder of a run."""

@@ -1,0 +1,79 @@
+"""Checkpoints: one safetensors file each, all tensors and a JSON header, no code.
+
+A file is written beside its place, flushed to the disk and renamed, so a name that ends
+in ``.safetensors`` is always whole.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_HEADER = "mixerbench"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and a JSON-able ``header`` atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    # Views of one storage would be refused; a copy of a small table costs nothing.
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, str(part), metadata={_HEADER: json.dumps(header)})
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a file; a file of another program has an empty header.
+
+    Raises:
+        ValueError: it is no readable safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(str(path), device=device), json.loads(metadata.get(_HEADER, "{}"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"cannot read the checkpoint {path} ({error}): give a .safetensors file that "
+            "mixerbench wrote. Other formats can execute code when they are loaded."
+        ) from None
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the latest step, or None."""
+    return max(folder.glob("step-*.safetensors"), default=None)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.safetensors"
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    for path in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+        path.unlink()
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }

@@ -1,0 +1,155 @@
+"""``mixerbench eval``: the accuracy of weights in a file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import Settings, flatten
+from mixerbench.data.images import Images, open_images
+from mixerbench.data.loader import eval_loader
+from mixerbench.errors import UserError
+from mixerbench.tracking.keys import Artifact
+from mixerbench.training import checkpoint
+from mixerbench.training.evaluation import Evaluation, evaluate
+from mixerbench.training.loop import CHECKPOINTS, build_model
+from mixerbench.training.precision import choose_device
+from mixers import load_plugin
+
+PARTS = ("backbone", "size", "stem", "mixer", "protocol")
+_WORDS = ("name", "description", "recipe.name", "data.name")  # chosen by the part's own name
+
+
+def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str | None) -> str:
+    """Evaluate the checkpoint at ``place``; returns the result as a sentence.
+
+    Args:
+        given: settings that differ from those that it was trained with.
+        ema: the moving average instead of the weights themselves.
+        predictions: a Parquet file to write, one row per image.
+
+    Raises:
+        UserError: there is no such checkpoint, or it fits neither model nor data.
+    """
+    tensors, saved = find_weights(place, ema)
+    settings = compose([*(overrides_of(saved, given) if saved else []), *given])
+    result, images = evaluate_checkpoint(settings, tensors)
+    if predictions is not None:
+        result.write_predictions(Path(predictions), images)
+    return (
+        f"{settings.label}{' (EMA)' if ema else ''} on {settings.protocol.name}: "
+        f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
+        f"{len(result.targets)} images"
+    )
+
+
+def evaluate_checkpoint(
+    settings: Settings, tensors: Mapping[str, Tensor]
+) -> tuple[Evaluation, Images]:
+    """Build the settings' model, load ``tensors`` into it, run the validation images.
+
+    Raises:
+        UserError: the tensors belong to another model, or the data is not there.
+    """
+    device = choose_device(settings.run.device)
+    try:
+        for plugin in settings.plugins:
+            load_plugin(plugin)
+        splits = open_images(settings.protocol)
+        model = build_model(settings, len(splits.train.classes))
+        load_weights(model, tensors, settings.label)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model.to(device)
+    loader = eval_loader(splits.val, settings.protocol, settings.run, device)
+    return evaluate(model, loader, device, settings.run.precision), splits.val
+
+
+def find_weights(place: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights, and the settings they were trained with (empty if the file has none).
+
+    Args:
+        place: a run's folder, or a safetensors file.
+        ema: the moving average instead of the weights themselves.
+
+    Raises:
+        UserError: nothing is there, or no such weights are in it.
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        path = _file_in(path, ema)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: give a run's folder or a file.")
+    try:
+        tensors, header = checkpoint.load(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    chosen = checkpoint.under_prefix("ema" if ema else "model", tensors)
+    return chosen or tensors, header.get("settings", {})
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], label: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        ValueError: how many entries are missing, left over or of another shape, and which.
+    """
+    try:
+        result = model.load_state_dict(dict(tensors), strict=False)
+        found = {"missing": result.missing_keys, "left over": result.unexpected_keys}
+    except RuntimeError:  # torch raises for shapes even when it is not strict
+        own = model.state_dict()
+        found = {
+            "missing": [name for name in own if name not in tensors],
+            "left over": [name for name in tensors if name not in own],
+            "of another shape": [
+                f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+                for name in own
+                if name in tensors and own[name].shape != tensors[name].shape
+            ],
+        }
+    wrong = [f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint is of another model than {label}: {', '.join(wrong)}. "
+            "Leave the model settings out to evaluate the one it was trained as."
+        )
+
+
+def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """Saved settings as overrides, without the parts that the command line chooses anew."""
+    chosen = {override.partition("=")[0] for override in given}
+    overrides = []
+    for part in PARTS:
+        if part in chosen:
+            continue
+        content = saved["protocol"] if part == "protocol" else saved["model"][part]
+        overrides.append(f"{part}={content['name']}")
+        for key, value in flatten(content):
+            if key not in _WORDS and value is not None:
+                overrides.append(f"{part}.{key}={_hydra(value)}")
+    if saved["plugins"] and "plugins" not in chosen:
+        overrides.append(f"plugins={_hydra(saved['plugins'])}")
+    return overrides
+
+
+def _hydra(value: Any) -> str:
+    """A value in the notation of overrides."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    return json.dumps(value)
+
+
+def _file_in(folder: Path, ema: bool) -> Path:
+    final = folder / (Artifact.EMA if ema else Artifact.MODEL)
+    if final.is_file():
+        return final
+    newest = checkpoint.newest(folder / CHECKPOINTS)
+    if newest is None:
+        raise UserError(f"{folder} has no weights: give a run's folder, or a safetensors file.")
+    return newest

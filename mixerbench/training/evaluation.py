@@ -1,0 +1,94 @@
+"""Accuracy on the validation images, and what the model said of each of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from mixerbench.data.images import Images
+from mixerbench.data.loader import Item
+from mixerbench.tracking.keys import Prediction
+from mixerbench.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent, the mean cross-entropy, and one entry per image."""
+
+    top1: float
+    top5: float
+    loss: float
+    indices: Tensor
+    targets: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    target_probability: Tensor
+    in_top5: Tensor
+
+    def write_predictions(self, path: Path, images: Images) -> None:
+        """Write ``keys.Prediction``'s columns as Parquet, in the order of the data set."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table(
+            {
+                Prediction.IMAGE: [images.name(index) for index in self.indices.tolist()],
+                Prediction.TARGET: self.targets.numpy(),
+                Prediction.TOP1: self.predicted.numpy(),
+                Prediction.CONFIDENCE: self.confidence.numpy(),
+                Prediction.TARGET_PROBABILITY: self.target_probability.numpy(),
+                Prediction.IN_TOP5: self.in_top5.numpy(),
+            }
+        )
+        pq.write_table(table, path)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: DataLoader[Item], device: torch.device, precision: str
+) -> Evaluation:
+    """Run all images of ``loader`` through ``model`` in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    columns: list[tuple[Tensor, ...]] = []
+    for images, targets, indices in loader:
+        images = images.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        with autocast(device, precision):
+            logits = model(images)
+        logits = logits.float()
+        probabilities = logits.softmax(dim=1)
+        confidence, predicted = probabilities.max(dim=1)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        columns.append(
+            (
+                indices,
+                targets,
+                predicted,
+                confidence,
+                probabilities.gather(1, targets[:, None])[:, 0],
+                (best == targets[:, None]).any(dim=1),
+                F.cross_entropy(logits, targets, reduction="none"),
+            )
+        )
+    model.train(was_training)
+    *per_image, losses = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    indices, targets, predicted, confidence, probability, in_top5 = per_image
+    return Evaluation(
+        top1=_percent(predicted == targets),
+        top5=_percent(in_top5),
+        loss=losses.double().mean().item(),
+        indices=indices,
+        targets=targets,
+        predicted=predicted,
+        confidence=confidence,
+        target_probability=probability,
+        in_top5=in_top5,
+    )
+
+
+def _percent(correct: Tensor) -> float:
+    return 100.0 * correct.double().mean().item()

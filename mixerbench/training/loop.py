@@ -1,0 +1,235 @@
+"""The training loop: read it top to bottom, it is all that happens in a run."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixerbench.config.schema import Settings
+from mixerbench.data.draws import seed_generators
+from mixerbench.data.images import Splits
+from mixerbench.data.loader import eval_loader, train_loader
+from mixerbench.errors import TrainingStopped
+from mixerbench.models import create_model
+from mixerbench.recipe.loss import DistillationLoss, create_loss, create_teacher
+from mixerbench.recipe.mixup import create_mixup
+from mixerbench.recipe.optimization import LearningRate, create_ema, create_optimizer
+from mixerbench.tracking.journal import Journal
+from mixerbench.tracking.keys import Metric
+from mixerbench.training import checkpoint
+from mixerbench.training.evaluation import Evaluation, evaluate
+from mixerbench.training.precision import autocast, choose_device, grad_scaler
+from mixerbench.training.state import TrainingState
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves behind."""
+
+    model: nn.Module
+    ema: nn.Module
+    final: Evaluation
+    final_ema: Evaluation
+
+
+def build_model(settings: Settings, num_classes: int) -> nn.Module:
+    """The model of the settings, with the recipe's regularisation."""
+    protocol, model = settings.protocol, settings.model
+    regularization = protocol.recipe.regularization
+    return create_model(
+        model["mixer"],
+        model["size"],
+        image_size=protocol.image_size,
+        num_classes=num_classes,
+        stem=model["stem"],
+        backbone=model["backbone"],
+        drop_path=regularization.drop_path,
+        drop_path_schedule=regularization.drop_path_schedule,
+        dropout=regularization.dropout,
+        layer_scale=regularization.layer_scale,
+    )
+
+
+def train(
+    settings: Settings, splits: Splits, folder: Path, about: dict[str, Any], journal: Journal
+) -> Result:
+    """Train, or continue from the newest checkpoint in ``folder``.
+
+    Args:
+        about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
+
+    Raises:
+        TrainingStopped: the loss is no longer a number.
+        ValueError: the checkpoint belongs to another run.
+    """
+    protocol, run = settings.protocol, settings.run
+    recipe = protocol.recipe
+    classes = len(splits.train.classes)
+    device = choose_device(run.device)
+    torch.set_num_threads(run.threads)
+
+    # Everything that varies is an object made here; the loop below has no cases.
+    seed_generators("init", run.seed)
+    model: Any = build_model(settings, classes).to(device)
+    distillation = recipe.distillation
+    if run.grad_checkpointing:
+        model.set_grad_checkpointing()
+    if distillation.kind != "none":
+        model.set_distilled_training()
+    optimizer = create_optimizer(recipe, model)
+    rates = LearningRate(recipe, optimizer)
+    state = TrainingState(model, create_ema(recipe, model), optimizer, grad_scaler(device, run))
+    teacher = create_teacher(distillation, classes)
+    loss_of = DistillationLoss(create_loss(recipe), teacher, distillation).to(device)
+    mixup = create_mixup(recipe, classes)
+    batches, order = train_loader(splits.train, protocol, run, device)
+    validation = eval_loader(splits.val, protocol, run, device)
+    forward = torch.compile(model) if run.compile else model
+    watch = _Watch(splits)
+
+    saved = checkpoint.newest(folder / CHECKPOINTS)
+    if saved is not None:
+        state.load(saved, about["identity"])
+    progress = state.progress
+    steps = order.steps_per_epoch
+    journal.start(settings.label, recipe.epochs * steps)
+
+    for epoch in range(progress.step // steps, recipe.epochs):
+        rate = rates.set_epoch(epoch)
+        order.start_at(epoch, progress.step % steps)
+        micro_batches = iter(batches)
+        model.train()
+        started = time.perf_counter()
+        watch.start()
+
+        for _ in range(progress.step % steps, steps):
+            optimizer.zero_grad(set_to_none=True)
+            for rank in range(order.virtual_ranks):
+                images, targets, indices = next(micro_batches)
+                images = images.to(device, non_blocking=True)
+                targets = targets.to(device, non_blocking=True)
+                seed_generators("step", run.seed, progress.step, rank)
+                if mixup is not None:
+                    images, targets = mixup(images, targets)
+                with autocast(device, run.precision):
+                    loss = loss_of(images, forward(images), targets) / order.virtual_ranks
+                state.scaler.scale(loss).backward()
+                watch.add(loss, indices)
+            if recipe.optimizer.clip_grad_norm is not None:
+                state.scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_grad_norm)
+            state.scaler.step(optimizer)
+            state.scaler.update()
+            state.ema.update(model)
+            progress.step += 1
+
+            if progress.step % run.log_every_steps == 0 or progress.step % steps == 0:
+                metrics = watch.read(progress.step, saved, order.virtual_ranks)
+                metrics[Metric.LEARNING_RATE] = rate
+                metrics[Metric.EPOCH] = progress.step / steps
+                journal.metrics(progress.step, metrics)
+        progress.training_seconds += time.perf_counter() - started
+
+        done = epoch + 1
+        if done % run.evaluate_every_epochs == 0 and done < recipe.epochs:
+            _validate(state, validation, device, run.precision, journal)
+        if done % run.checkpoint_every_epochs == 0 or done == recipe.epochs:
+            saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+
+    final, final_ema = _validate(state, validation, device, run.precision, journal)
+    journal.metrics(
+        progress.step,
+        {
+            Metric.FINAL_TOP1: final.top1,
+            Metric.FINAL_TOP5: final.top5,
+            Metric.FINAL_LOSS: final.loss,
+            Metric.FINAL_EMA_TOP1: final_ema.top1,
+            Metric.FINAL_EMA_TOP5: final_ema.top5,
+            Metric.BEST_TOP1: progress.best_top1,
+            Metric.TRAINING_SECONDS: progress.training_seconds,
+            Metric.IMAGES_SEEN: progress.step * recipe.batch.size,
+        },
+    )
+    return Result(model, state.ema.module, final, final_ema)
+
+
+def _validate(
+    state: TrainingState,
+    loader: Any,
+    device: torch.device,
+    precision: str,
+    journal: Journal,
+) -> tuple[Evaluation, Evaluation]:
+    """Evaluate the weights and their moving average; DeiT's code keeps the latter unseen."""
+    progress = state.progress
+    plain = evaluate(state.model, loader, device, precision)
+    ema = evaluate(state.ema.module, loader, device, precision)
+    progress.best_top1 = max(progress.best_top1, plain.top1)
+    journal.metrics(
+        progress.step,
+        {
+            Metric.VAL_TOP1: plain.top1,
+            Metric.VAL_TOP5: plain.top5,
+            Metric.VAL_LOSS: plain.loss,
+            Metric.EMA_TOP1: ema.top1,
+            Metric.EMA_TOP5: ema.top5,
+            Metric.EMA_LOSS: ema.loss,
+        },
+    )
+    return plain, ema
+
+
+class _Watch:
+    """Losses of the steps since the last log line, kept on the device until then.
+
+    Reading a loss waits for the device, so it is done once per log line. A loss that is no
+    number is therefore found up to ``log_every_steps`` late, but always before the weights
+    are saved: every epoch ends with a log line.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self._splits = splits
+        self.start()
+
+    def add(self, loss: Tensor, indices: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self._indices.append(indices)
+
+    def read(self, step: int, saved: Path | None, virtual_ranks: int) -> dict[str, float]:
+        """The mean loss and the speed since the last call.
+
+        Raises:
+            TrainingStopped: a loss is not finite; names the step and its images.
+        """
+        losses = torch.stack(self._losses).double().cpu()
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            place = int(bad[0])
+            steps = len(losses) // virtual_ranks
+            names = [self._splits.train.name(i) for i in self._indices[place].tolist()]
+            raise TrainingStopped(
+                f"the loss became {losses[place].item()} at step "
+                f"{step - steps + place // virtual_ranks + 1}. Images of that micro-batch: "
+                f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. "
+                f"Last good checkpoint: {saved or 'none yet'}. Lower the learning rate "
+                "(protocol.recipe.optimizer.lr), or use run.precision=fp32."
+            )
+        now = time.perf_counter()
+        images = sum(len(indices) for indices in self._indices)
+        metrics = {
+            Metric.TRAIN_LOSS: losses.sum().item() * virtual_ranks / len(losses),
+            Metric.TRAIN_IMAGES_PER_SECOND: images / (now - self._started),
+        }
+        self.start()
+        return metrics
+
+    def start(self) -> None:
+        """Begin to count anew."""
+        self._losses: list[Tensor] = []
+        self._indices: list[Tensor] = []
+        self._started = time.perf_counter()

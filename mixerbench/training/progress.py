@@ -1,0 +1,83 @@
+"""Progress on the terminal, read from journals: of one run, or of many side by side."""
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mixerbench.tracking.journal import Record
+from mixerbench.tracking.keys import Metric
+
+
+class ProgressView:
+    """A bar for each run on a terminal; elsewhere a line for each evaluation."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._console = Console(stderr=True)
+        self._bars = enabled and self._console.is_terminal
+        self._lines = enabled and not self._bars
+        self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[str, int] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}"),
+            console=self._console,
+            disable=not self._bars,
+        )
+
+    def __enter__(self) -> "ProgressView":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def expect(self, name: str) -> None:
+        """Show a run that has not begun."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(
+                escape(name), total=None, loss="-", top1="-"
+            )
+
+    def show(self, name: str, record: Record) -> None:
+        """Take in one record of the journal of the run ``name``."""
+        self.expect(name)
+        task = self._tasks[name]
+        if record["kind"] == "start":
+            self._totals[name] = record["total_steps"]
+            self._progress.update(task, total=record["total_steps"])
+        elif record["kind"] == "metrics":
+            values = record["values"]
+            if Metric.TRAIN_LOSS in values:
+                self._progress.update(
+                    task, completed=record["step"], loss=f"{values[Metric.TRAIN_LOSS]:.3f}"
+                )
+            if Metric.VAL_TOP1 in values:
+                top1 = f"{values[Metric.VAL_TOP1]:.1f} %"
+                self._progress.update(task, top1=top1)
+                if self._lines:
+                    total = self._totals.get(name, "?")
+                    print(f"{name}: step {record['step']}/{total}, top-1 {top1}", file=sys.stderr)
+
+    def note(self, message: str) -> None:
+        """Print a line without breaking the bars."""
+        self._console.print(message, markup=False, highlight=False)

@@ -1,0 +1,49 @@
+"""Where a result comes from: code, versions, machine, command."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+import mixerbench
+
+_LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core", "mlflow", "pillow", "numpy")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result can depend on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "mixerbench": mixerbench.__version__,
+        **{name: version(name) for name in _LIBRARIES},
+    }
+
+
+def installed_packages() -> str:
+    """Every installed distribution, one ``name==version`` a line."""
+    lines = {f"{d.metadata['Name']}=={d.version}" for d in distributions() if d.metadata["Name"]}
+    return "\n".join(sorted(lines, key=str.lower)) + "\n"
+
+
+def command_line() -> str:
+    """The command as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def git_state() -> tuple[str, bool] | None:
+    """(commit, are there uncommitted changes) of mixerbench's checkout; None if installed."""
+    here = Path(mixerbench.__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit, bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()

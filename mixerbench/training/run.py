@@ -1,0 +1,216 @@
+"""One run from its settings to its last record."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixerbench.config.schema import Settings, flatten
+from mixerbench.data.images import Splits, open_images
+from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.measure.hardware import hardware_name
+from mixerbench.measure.profile import measure_model
+from mixerbench.tracking.journal import FILE_NAME, Journal
+from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
+from mixerbench.tracking.store import check_reachable, resolve_uri
+from mixerbench.tracking.upload import BackgroundUpload
+from mixerbench.training import checkpoint, provenance
+from mixerbench.training.folder import identity_of, open_folder
+from mixerbench.training.loop import Result, build_model, train
+from mixerbench.training.precision import choose_device
+from mixerbench.training.progress import ProgressView
+from mixerbench.training.system import SystemMetrics
+from mixers import load_plugin
+
+
+def run_training(
+    settings: Settings, *, on_folder: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """Train, evaluate, measure and record one run; returns its folder.
+
+    Args:
+        on_folder: called with the folder as soon as there is one.
+
+    Raises:
+        UserError: the settings do not fit the data, the machine or each other.
+        TrainingStopped: training cannot go on.
+    """
+    device = choose_device(settings.run.device)
+    try:
+        for plugin in settings.plugins:
+            load_plugin(plugin)
+        splits = open_images(settings.protocol)
+        _complete(settings, splits)
+        with torch.device("meta"):  # shapes only: a combination that does not fit fails here
+            build_model(settings, len(splits.train.classes))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not settings.tracking.offline:
+        check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
+
+    folder, lock = open_folder(settings)
+    with lock:
+        on_folder(folder)
+        journal = Journal(folder / FILE_NAME)
+        upload = None if settings.tracking.offline else BackgroundUpload(folder, settings.tracking)
+        system = SystemMetrics(journal, settings.tracking.system_metrics_every_seconds)
+        status = "FAILED"
+        try:
+            with ProgressView(settings.run.progress) as view:
+                journal.listen(lambda record: view.show(settings.label, record))
+                _describe(settings, folder, device, journal)
+                about = {
+                    "identity": identity_of(settings),
+                    "settings": dataclasses.asdict(settings),
+                }
+                result = train(settings, splits, folder, about, journal)
+                _keep(settings, splits, folder, result, about, journal)
+                if settings.run.measure:
+                    _measure(settings, result, device, journal)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        finally:
+            system.close()
+            journal.end(status)
+            journal.close()
+            if upload is not None and not upload.close(settings.tracking.flush_seconds):
+                print(_not_uploaded(folder, upload.error))
+    return folder
+
+
+def _complete(settings: Settings, splits: Splits) -> None:
+    """Fill in what only the data itself can tell; from here on the fingerprint is final."""
+    data = settings.protocol.data
+    data.num_classes = len(splits.train.classes)
+    data.digest = splits.digest()
+    distillation = settings.protocol.recipe.distillation
+    if distillation.kind != "none" and distillation.teacher_checkpoint is not None:
+        path = Path(distillation.teacher_checkpoint).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no teacher checkpoint {path}.")
+        with open(path, "rb") as file:
+            distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _describe(settings: Settings, folder: Path, device: torch.device, journal: Journal) -> None:
+    """Tags, parameters and files that say what the run is."""
+    model, protocol = settings.model, settings.protocol
+    identity = identity_of(settings)
+    tags = {
+        Tag.SCHEMA: SCHEMA_VERSION,
+        Tag.PROTOCOL: protocol.name,
+        Tag.PROTOCOL_FINGERPRINT: identity["protocol_fingerprint"],
+        Tag.MODEL: settings.label,
+        Tag.MODEL_FINGERPRINT: identity["model_fingerprint"],
+        Tag.MIXER: model["mixer"]["name"],
+        Tag.SIZE: model["size"]["name"],
+        Tag.STEM: model["stem"]["name"],
+        Tag.BACKBONE: model["backbone"]["name"],
+        Tag.SEED: str(settings.run.seed),
+        Tag.HARDWARE: hardware_name(device, settings.run.precision),
+        Tag.COMMAND: provenance.command_line(),
+        Tag.RUN_DIR: str(folder),
+        "mlflow.note.content": _note(settings),
+    }
+    if protocol.data.source == "synthetic":
+        tags[Tag.SYNTHETIC] = "true"
+    git = provenance.git_state()
+    if git is not None:
+        tags |= {Tag.GIT_COMMIT: git[0], Tag.GIT_DIRTY: str(git[1]).lower()}
+    environment = provenance.environment()
+    groups = {
+        Param.MODEL: model,
+        Param.PROTOCOL: dataclasses.asdict(protocol),
+        Param.RUN: dataclasses.asdict(settings.run),
+        Param.ENVIRONMENT: environment,
+    }
+    params = {
+        prefix + key: str(value)
+        for prefix, group in groups.items()
+        for key, value in flatten(group)
+    }
+    # MLflow writes a parameter once. A resume may change run settings: say so in a tag.
+    before = json.loads((folder / "params.json").read_text()) if _resumed(folder) else params
+    drift = {key: value for key, value in params.items() if before.get(key) != value}
+    if drift:
+        tags[Tag.CONFIG_DRIFT] = json.dumps(drift)
+    journal.tags(tags)
+    if not _resumed(folder):
+        (folder / "params.json").write_text(json.dumps(params, indent=2))
+        journal.params(params)
+        (folder / Artifact.ENVIRONMENT).write_text(provenance.installed_packages())
+        journal.artifact(folder / Artifact.ENVIRONMENT)
+        for plugin in settings.plugins:
+            copy = folder / Artifact.PLUGINS / Path(plugin).name
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(Path(plugin).read_bytes())
+            journal.artifact(copy, Artifact.PLUGINS)
+    journal.artifact(folder / Artifact.CONFIG)
+
+
+def _resumed(folder: Path) -> bool:
+    return (folder / "params.json").exists()
+
+
+def _note(settings: Settings) -> str:
+    protocol = settings.protocol
+    return (
+        f"**{settings.label}**, seed {settings.run.seed}, under protocol **{protocol.name}** "
+        f"({protocol.description}).\n\nRepeat it: `{provenance.command_line()}`"
+    )
+
+
+def _keep(
+    settings: Settings,
+    splits: Splits,
+    folder: Path,
+    result: Result,
+    about: dict[str, Any],
+    journal: Journal,
+) -> None:
+    """Write the predictions and the final weights."""
+    result.final.write_predictions(folder / Artifact.PREDICTIONS, splits.val)
+    journal.artifact(folder / Artifact.PREDICTIONS)
+    for name, model in ((Artifact.MODEL, result.model), (Artifact.EMA, result.ema)):
+        checkpoint.save(folder / name, model.state_dict(), about)
+        if settings.tracking.upload_weights:
+            journal.artifact(folder / name)
+
+
+def _measure(settings: Settings, result: Result, device: torch.device, journal: Journal) -> None:
+    measures = measure_model(
+        result.model,
+        settings.protocol.image_size,
+        num_classes=int(settings.protocol.data.num_classes or 0),
+        batch_size=settings.run.measure_batch_size,
+        seconds=settings.run.measure_seconds,
+        precision=settings.run.precision,
+        device=device,
+    )
+    journal.metrics(
+        0,
+        {
+            Metric.PARAMETERS: measures.parameters,
+            Metric.GMACS: measures.gmacs,
+            Metric.IMAGES_PER_SECOND: measures.images_per_second,
+            Metric.LATENCY_MS: measures.latency_ms,
+            Metric.MEMORY_MIB: measures.memory_mib,
+            Metric.MEASURE_BATCH_SIZE: measures.batch_size,
+        },
+    )
+
+
+def _not_uploaded(folder: Path, error: Exception | None) -> str:
+    reason = f" ({str(error).splitlines()[0]})" if error and str(error) else ""
+    return (
+        f"MLflow did not take everything in time{reason}; nothing is lost: "
+        f"'mixerbench sync {folder}' uploads the rest."
+    )

@@ -1,0 +1,128 @@
+"""A real MLflow store, filled once: creating one takes seconds."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
+
+from leaderboard.query import Reading, read_runs
+from mixerbench.tracking.keys import SCHEMA_VERSION, Metric, Tag
+
+DIGITS = "aaaa000011112222"
+LONGER = "aabb000011112222"  # DIGITS with other epochs
+RANDOM = "cccc000011112222"
+
+CPU = "2 x CPU"
+GPU = "1 x GPU"
+
+# Nothing here may act: not in a spreadsheet, in Markdown, in rich, in a terminal.
+HOSTILE = "=cmd|' /C calc'!A0`[bold]\n\x1b[31m__x__<img>"
+
+
+class Store:
+    """Writes runs through MLflow's client; each run ends a second after the one before."""
+
+    def __init__(self, uri: str):
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        with warnings.catch_warnings():  # MLflow 3.17 uses what SQLAlchemy 2.1 will remove
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.client = MlflowClient(tracking_uri=uri)
+        self.experiments: dict[str, str] = {}
+        self.clock = 1_700_000_000_000
+
+    def log(
+        self,
+        mixer: str,
+        *,
+        name: str = "",
+        experiment: str = "digits",
+        seed: int = 0,
+        fingerprint: str = DIGITS,
+        epochs: int = 30,
+        status: str | None = "FINISHED",
+        tags: Mapping[str, str | None] = {},
+        metrics: Mapping[str, float | None] = {},
+    ) -> str:
+        """Tags and metrics of a finished run, changed by the arguments; None leaves one out."""
+        from mlflow.entities import Metric as MlflowMetric
+        from mlflow.entities import Param, RunTag
+
+        if experiment not in self.experiments:
+            self.experiments[experiment] = self.client.create_experiment(experiment)
+        all_tags = {
+            Tag.SCHEMA: SCHEMA_VERSION,
+            Tag.PROTOCOL: "digits",
+            Tag.PROTOCOL_FINGERPRINT: fingerprint,
+            Tag.MODEL: f"{mixer}_micro_patch",
+            Tag.MODEL_FINGERPRINT: f"{mixer}-0123456789",
+            Tag.MIXER: mixer,
+            Tag.SIZE: "micro",
+            Tag.BACKBONE: "vit",
+            Tag.STEM: "patch",
+            Tag.SEED: str(seed),
+            Tag.HARDWARE: CPU,
+        } | dict(tags)
+        all_metrics = {Metric.FINAL_TOP1: 50.0, Metric.PARAMETERS: 1000.0} | dict(metrics)
+        params = {"protocol.data.name": "digits", "protocol.recipe.epochs": str(epochs)}
+        run = self.client.create_run(
+            self.experiments[experiment], start_time=self.clock, run_name=name or f"{mixer}-{seed}"
+        )
+        self.clock += 1000
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[
+                MlflowMetric(key, value, self.clock, 0)
+                for key, value in all_metrics.items()
+                if value is not None
+            ],
+            params=[Param(key, value) for key, value in (params | {"model.dim": "8"}).items()],
+            tags=[RunTag(key, value) for key, value in all_tags.items() if value is not None],
+        )
+        if status:
+            self.client.set_terminated(run.info.run_id, status=status, end_time=self.clock)
+        return str(run.info.run_id)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder: Path = tmp_path_factory.mktemp("leaderboard")
+    store = Store(f"sqlite:///{folder / 'mlflow.db'}")
+    for seed, top1 in enumerate((80.1, 81.7, 79.4)):
+        store.log("attention", seed=seed, metrics={Metric.FINAL_TOP1: top1})
+    store.log("pooling", name="old", metrics={Metric.FINAL_TOP1: 99.0})
+    store.log("pooling", name="new", experiment="second", metrics={Metric.FINAL_TOP1: 70.5})
+    speed = {Metric.IMAGES_PER_SECOND: 1000.0, Metric.LATENCY_MS: 2.5}
+    for seed in (0, 1):
+        store.log("fourier", seed=seed, metrics=speed | {Metric.FINAL_TOP1: 60.0})
+    gpu = {Tag.HARDWARE: GPU}
+    fast = {Metric.IMAGES_PER_SECOND: 9000.0, Metric.FINAL_TOP1: 61.0}
+    store.log("fourier", seed=2, tags=gpu, metrics=fast)
+    large = {Tag.SIZE: "large", Tag.STEM: "conv"}
+    store.log("shift", tags=large, metrics={Metric.FINAL_TOP1: 65.0, Metric.PARAMETERS: 10.0})
+
+    longer = {"fingerprint": LONGER, "epochs": 40}
+    store.log("attention", name="longer", **longer, metrics={Metric.FINAL_TOP1: 90.0})
+
+    fake = {Tag.PROTOCOL: "random", Tag.SYNTHETIC: "true"}
+    store.log(HOSTILE, name=HOSTILE, fingerprint=RANDOM, tags=fake)
+
+    store.log("attention", seed=7, status="FAILED")
+    store.log("attention", seed=7, status=None)
+    store.log("attention", seed=7, tags={Tag.SCHEMA: "0"})
+    store.log("attention", seed=7, tags={Tag.HARDWARE: None})
+    store.log("attention", seed=7, metrics={Metric.FINAL_TOP1: None})
+    store.log("attention", seed=8, metrics={Metric.FINAL_TOP1: float("nan")})
+    foreign = store.client.create_run(store.experiments["digits"], run_name="not ours")
+    store.client.set_terminated(foreign.info.run_id)
+    return store
+
+
+@pytest.fixture(scope="session")
+def reading(store: Store) -> Reading:
+    return read_runs(store.uri)
