@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import UserError, exit_code
 
 HELP = """\
 mixerbench: does your token mixer beat attention, fairly?
@@ -37,23 +37,6 @@ Examples
 
 def main() -> None:
     sys.exit(exit_code(lambda: _dispatch(sys.argv[1:])))
-
-
-def exit_code(work: Callable[[], None]) -> int:
-    """Run ``work``; say in one or two lines what went wrong. 0 done, 1 stopped, 2 bad input."""
-    try:
-        work()
-    except (UserError, TrainingStopped) as error:
-        if os.environ.get("MIXERBENCH_DEBUG") == "1":
-            raise
-        print(f"mixerbench: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("mixerbench: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -160,7 +143,13 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
     os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].run.threads))
     from mixerbench.training.run import run_training
 
-    print(f"run: {run_training(runs[0])}")
+    finished = run_training(runs[0])
+    final, ema = finished.result.final, finished.result.final_ema
+    print(
+        f"{runs[0].label}, seed {runs[0].run.seed}: top-1 {final.top1:.2f} % (EMA "
+        f"{ema.top1:.2f} %), top-5 {final.top5:.2f} %, {len(final.targets)} images\n"
+        f"{finished.folder}\n'mixerbench leaderboard' compares it with other runs."
+    )
 
 
 def _eval(arguments: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""Exceptions whose message is all that a user needs to see."""
+"""Exceptions whose message is all that a user needs to see, and the exit codes they give."""
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -10,3 +14,20 @@ class UserError(Exception):
 
 class TrainingStopped(Exception):  # noqa: N818 - it says what happened
     """A run cannot go on, through no fault of the command line: exit code 1."""
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Run ``work``; say in one or two lines what went wrong. 0 done, 1 stopped, 2 bad input."""
+    try:
+        work()
+    except (UserError, TrainingStopped) as error:
+        if os.environ.get("MIXERBENCH_DEBUG") == "1":
+            raise
+        print(f"mixerbench: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("mixerbench: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -44,9 +44,7 @@ class PatchFF(TokenMixer):
         tokens = grid.tokens
         hidden = hidden_dim if hidden_dim is not None else round(hidden_ratio * tokens)
         if hidden < 1:
-            raise ValueError(
-                f"patch_ff: a hidden width of {hidden} leaves nothing: give 1 or more."
-            )
+            raise ValueError(f"patch_ff: a hidden width of {hidden} is empty: give 1 or more.")
         self.pre_norm = norm == "channels"
         self.norm = nn.Identity() if self.pre_norm else nn.LayerNorm(tokens, eps=1e-6)
         self.fc1 = nn.Linear(tokens, hidden)

@@ -104,7 +104,7 @@ def _check_model(settings: Settings, mixers: Mapping[str, Entry]) -> None:
     grids = [token_grid((size, size), model["stem"]["patch_size"]) for size in sizes]
     if grids[0] != grids[1]:
         for choice in plan:
-            if not mixers[choice.name].facts["any_grid"]:
+            if not mixers[choice.name].facts.get("any_grid", True):
                 raise ValueError(
                     f"mixer {choice.name!r} runs only on the {grids[0][0]} x {grids[0][1]} tokens "
                     f"that it was trained on, not on {grids[1][0]} x {grids[1][1]}: leave "

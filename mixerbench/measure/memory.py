@@ -38,7 +38,8 @@ def training_step_memory_mib(
             # Soft targets, as mixup makes them.
             targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
             with autocast(device, precision):
-                _loss(model(images), targets).backward()
+                loss = _loss(model(images), targets)
+            loss.backward()
             model.zero_grad(set_to_none=True)
 
         try:

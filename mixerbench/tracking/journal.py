@@ -39,7 +39,8 @@ class Journal:
         self._last_step: dict[str, int] = {}
         self._began = time.time()
         end = 0
-        for record, end in read(path):
+        for record, offset in read(path):
+            end = offset
             self._began = min(self._began, record["time"] / 1000)
             if record["kind"] == "metrics":
                 for key in record["values"]:

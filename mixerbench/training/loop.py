@@ -14,7 +14,7 @@ from mixerbench.data.images import Splits
 from mixerbench.data.loader import eval_loader, train_loader
 from mixerbench.errors import TrainingStopped
 from mixerbench.models import create_model
-from mixerbench.recipe.loss import DistillationLoss, create_loss, create_teacher
+from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import LearningRate, create_ema, create_optimizer
 from mixerbench.tracking.journal import Journal
@@ -56,16 +56,22 @@ def build_model(settings: Settings, num_classes: int) -> nn.Module:
 
 
 def train(
-    settings: Settings, splits: Splits, folder: Path, about: dict[str, Any], journal: Journal
+    settings: Settings,
+    splits: Splits,
+    teacher: nn.Module | None,
+    folder: Path,
+    about: dict[str, Any],
+    journal: Journal,
 ) -> Result:
     """Train, or continue from the newest checkpoint in ``folder``.
 
     Args:
+        teacher: what the recipe distils from, or None.
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
 
     Raises:
         TrainingStopped: the loss is no longer a number.
-        ValueError: the checkpoint belongs to another run.
+        UserError: the checkpoint belongs to another run.
     """
     protocol, run = settings.protocol, settings.run
     recipe = protocol.recipe
@@ -84,7 +90,6 @@ def train(
     optimizer = create_optimizer(recipe, model)
     rates = LearningRate(recipe, optimizer)
     state = TrainingState(model, create_ema(recipe, model), optimizer, grad_scaler(device, run))
-    teacher = create_teacher(distillation, classes)
     loss_of = DistillationLoss(create_loss(recipe), teacher, distillation).to(device)
     mixup = create_mixup(recipe, classes)
     batches, order = train_loader(splits.train, protocol, run, device)

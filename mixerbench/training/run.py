@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
+from mixerbench.recipe.loss import create_teacher
 from mixerbench.tracking.journal import FILE_NAME, Journal
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.store import check_reachable, resolve_uri
@@ -27,10 +30,18 @@ from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    folder: Path
+    result: Result
+
+
 def run_training(
     settings: Settings, *, on_folder: Callable[[Path], None] = lambda folder: None
-) -> Path:
-    """Train, evaluate, measure and record one run; returns its folder.
+) -> Finished:
+    """Train, evaluate, measure and record one run.
 
     Args:
         on_folder: called with the folder as soon as there is one.
@@ -45,8 +56,10 @@ def run_training(
             load_plugin(plugin)
         splits = open_images(settings.protocol)
         _complete(settings, splits)
+        classes = len(splits.train.classes)
         with torch.device("meta"):  # shapes only: a combination that does not fit fails here
-            build_model(settings, len(splits.train.classes))
+            build_model(settings, classes)
+        teacher = create_teacher(settings.protocol.recipe.distillation, classes)
     except ValueError as error:
         raise UserError(str(error)) from None
     if not settings.tracking.offline:
@@ -67,7 +80,7 @@ def run_training(
                     "identity": identity_of(settings),
                     "settings": dataclasses.asdict(settings),
                 }
-                result = train(settings, splits, folder, about, journal)
+                result = train(settings, splits, teacher, folder, about, journal)
                 _keep(settings, splits, folder, result, about, journal)
                 if settings.run.measure:
                     _measure(settings, result, device, journal)
@@ -75,15 +88,13 @@ def run_training(
         except KeyboardInterrupt:
             status = "KILLED"
             raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None
-        except ValueError as error:
-            raise UserError(str(error)) from None
         finally:
             system.close()
             journal.end(status)
             journal.close()
             if upload is not None and not upload.close(settings.tracking.flush_seconds):
-                print(_not_uploaded(folder, upload.error))
-    return folder
+                print(_not_uploaded(folder, upload.error), file=sys.stderr)
+    return Finished(folder, result)
 
 
 def _complete(settings: Settings, splits: Splits) -> None:

@@ -8,6 +8,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from mixerbench.errors import UserError
 from mixerbench.training import checkpoint
 
 
@@ -59,12 +60,15 @@ class TrainingState:
         """Continue from a checkpoint.
 
         Raises:
-            ValueError: it is unreadable, or of another model, protocol or seed.
+            UserError: it is unreadable, or of another model, protocol or seed.
         """
-        tensors, header = checkpoint.load(path)
+        try:
+            tensors, header = checkpoint.load(path)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         for key, value in identity.items():
             if header.get("identity", {}).get(key) != value:
-                raise ValueError(
+                raise UserError(
                     f"{path} belongs to another run: its {key} is "
                     f"{header.get('identity', {}).get(key)!r}, this run's is {value!r}."
                 )

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import TrainingStopped
+from mixerbench.errors import TrainingStopped, exit_code
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training.progress import ProgressView
 
@@ -109,7 +109,8 @@ class _Child:
         folder = self._scratch / "folder"
         if folder.exists():
             journal = Path(folder.read_text()) / FILE_NAME
-            for record, self._offset in read(journal, self._offset):
+            for record, offset in read(journal, self._offset):
+                self._offset = offset
                 view.show(self.name, record)
 
     def has_ended(self) -> bool:
@@ -145,6 +146,4 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    from mixerbench.cli import exit_code
-
     sys.exit(exit_code(lambda: _work(Path(sys.argv[1]))))

@@ -67,7 +67,7 @@ def test_listeners_hear_of_every_later_name(registry):
     assert heard == ["late"]
 
 
-def test_names_are_sorted_and_the_four_first_ones_are_there():
+def test_names_are_sorted_and_the_first_five_are_there():
     assert list_mixers() == sorted(list_mixers())
     assert {"attention", "patch_ff", "local_attention", "identity", "none"} <= set(list_mixers())
 
