@@ -38,10 +38,15 @@ class Result:
 
 
 def build_model(settings: Settings, num_classes: int) -> nn.Module:
-    """The model of the settings, with the recipe's regularisation."""
+    """The model of the settings, initialised from the run's seed.
+
+    Raises:
+        ValueError: its parts do not fit each other.
+    """
     protocol, model = settings.protocol, settings.model
     regularization = protocol.recipe.regularization
-    return create_model(
+    seed_generators("init", settings.run.seed)
+    built: Any = create_model(
         model["mixer"],
         model["size"],
         image_size=protocol.image_size,
@@ -53,11 +58,17 @@ def build_model(settings: Settings, num_classes: int) -> nn.Module:
         dropout=regularization.dropout,
         layer_scale=regularization.layer_scale,
     )
+    if settings.run.grad_checkpointing:
+        built.set_grad_checkpointing()
+    if protocol.recipe.distillation.kind != "none":
+        built.set_distilled_training()
+    return built
 
 
 def train(
     settings: Settings,
     splits: Splits,
+    model: nn.Module,
     teacher: nn.Module | None,
     folder: Path,
     about: dict[str, Any],
@@ -66,6 +77,7 @@ def train(
     """Train, or continue from the newest checkpoint in ``folder``.
 
     Args:
+        model: freshly initialised, on any device.
         teacher: what the recipe distils from, or None.
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
 
@@ -80,17 +92,11 @@ def train(
     torch.set_num_threads(run.threads)
 
     # Everything that varies is an object made here; the loop below has no cases.
-    seed_generators("init", run.seed)
-    model: Any = build_model(settings, classes).to(device)
-    distillation = recipe.distillation
-    if run.grad_checkpointing:
-        model.set_grad_checkpointing()
-    if distillation.kind != "none":
-        model.set_distilled_training()
+    model.to(device)
     optimizer = create_optimizer(recipe, model)
     rates = LearningRate(recipe, optimizer)
     state = TrainingState(model, create_ema(recipe, model), optimizer, grad_scaler(device, run))
-    loss_of = DistillationLoss(create_loss(recipe), teacher, distillation).to(device)
+    loss_of = DistillationLoss(create_loss(recipe), teacher, recipe.distillation).to(device)
     mixup = create_mixup(recipe, classes)
     batches, order = train_loader(splits.train, protocol, run, device)
     validation = eval_loader(splits.val, protocol, run, device)

@@ -14,6 +14,7 @@ import torch
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.loss import create_teacher
@@ -57,10 +58,11 @@ def run_training(
         splits = open_images(settings.protocol)
         _complete(settings, splits)
         classes = len(splits.train.classes)
-        with torch.device("meta"):  # shapes only: a combination that does not fit fails here
-            build_model(settings, classes)
+        model = build_model(settings, classes)
+        if settings.run.measure:  # an operator that cannot be counted fails now, not afterwards
+            count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
-    except ValueError as error:
+    except (ValueError, CountingError) as error:
         raise UserError(str(error)) from None
     if not settings.tracking.offline:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
@@ -80,7 +82,7 @@ def run_training(
                     "identity": identity_of(settings),
                     "settings": dataclasses.asdict(settings),
                 }
-                result = train(settings, splits, teacher, folder, about, journal)
+                result = train(settings, splits, model, teacher, folder, about, journal)
                 _keep(settings, splits, folder, result, about, journal)
                 if settings.run.measure:
                     _measure(settings, result, device, journal)

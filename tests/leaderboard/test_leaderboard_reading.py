@@ -72,7 +72,11 @@ def test_an_address_that_cannot_be_meant_names_the_expected_ones(uri: str):
         read_runs(uri)
 
 
-def test_a_dead_server_is_one_line_within_seconds_and_shows_no_password():
+def test_a_dead_server_is_one_line_within_seconds_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for limit in ("TIMEOUT", "MAX_RETRIES"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{limit}", raising=False)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
