@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixerbench.config.schema import Data, Settings
+from mixerbench.config.schema import PRECISIONS, Data, Settings
 from mixerbench.config.sizes import token_grid
 from mixers.catalog import Entry
 from mixers.plan import check_names, check_prefix, read_plan, spread
 
 _CHOICES = {
-    "run.precision": ("fp32", "bf16", "fp16"),
+    "run.precision": PRECISIONS,
     "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
     "protocol.recipe.loss.name": ("cross_entropy", "binary_cross_entropy"),

@@ -166,6 +166,9 @@ UNHASHED = frozenset(
 """Protocol fields that are names and places: they do not change a result."""
 
 
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
 # --- run: what must not matter --------------------------------------------------------------
 
 
@@ -173,7 +176,7 @@ UNHASHED = frozenset(
 class Run:
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    precision: str = "fp32"  # fp32, bf16, fp16
+    precision: str = "fp32"  # one of PRECISIONS
     compile: bool = False
     grad_checkpointing: bool = False
     threads: int = 1  # of one process on the CPU; two busy threads on a shared machine cost 7x

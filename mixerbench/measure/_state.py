@@ -3,14 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from types import MappingProxyType
 
 import torch
 from torch import nn
-
-PRECISIONS = MappingProxyType(
-    {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-)
 
 
 @contextmanager
@@ -41,23 +36,6 @@ def measuring(
                 model.to(home)
             for module, mode in modes:
                 module.training = mode
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a forward pass runs at ``precision``; fp32 changes nothing."""
-    check_precision(precision)
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that is none.
-
-    Raises:
-        ValueError: names the known ones.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
 
 
 def images_shape(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mixerbench.measure._state import check_precision
+from mixerbench.devices import check_precision
 
 _MIB = 2**20
 

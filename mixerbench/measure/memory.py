@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixerbench.measure._state import autocast, images_shape, measuring
+from mixerbench.devices import autocast
+from mixerbench.measure._state import images_shape, measuring
 
 MIB = 2**20
 

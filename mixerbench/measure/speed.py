@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from torch import nn
 
-from mixerbench.measure._state import autocast, images_shape, measuring
+from mixerbench.devices import autocast
+from mixerbench.measure._state import images_shape, measuring
 
 REPEATS: Final = 20
 """Into how many repeats the time is cut: enough for quartiles, each long beside the clock."""

@@ -11,12 +11,12 @@ from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Images, open_images
 from mixerbench.data.loader import eval_loader
+from mixerbench.devices import choose_device
 from mixerbench.errors import UserError
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
 from mixerbench.training.evaluation import Evaluation, evaluate
 from mixerbench.training.loop import CHECKPOINTS, build_model
-from mixerbench.training.precision import choose_device
 from mixers import load_plugin
 
 PARTS = ("backbone", "size", "stem", "mixer", "protocol")

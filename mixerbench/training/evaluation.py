@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from mixerbench.data.images import Images
 from mixerbench.data.loader import Item
+from mixerbench.devices import autocast
 from mixerbench.tracking.keys import Prediction
-from mixerbench.training.precision import autocast
 
 
 @dataclass(frozen=True)

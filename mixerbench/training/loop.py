@@ -12,6 +12,7 @@ from mixerbench.config.schema import Settings
 from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Splits
 from mixerbench.data.loader import eval_loader, train_loader
+from mixerbench.devices import autocast, choose_device, grad_scaler
 from mixerbench.errors import TrainingStopped
 from mixerbench.models import create_model
 from mixerbench.recipe.loss import DistillationLoss, create_loss
@@ -21,7 +22,6 @@ from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Metric
 from mixerbench.training import checkpoint
 from mixerbench.training.evaluation import Evaluation, evaluate
-from mixerbench.training.precision import autocast, choose_device, grad_scaler
 from mixerbench.training.state import TrainingState
 
 CHECKPOINTS = "checkpoints"

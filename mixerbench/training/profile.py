@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mixerbench.config.schema import Settings
+from mixerbench.devices import choose_device
 from mixerbench.errors import UserError
 from mixerbench.measure.flops import CONVENTION
 from mixerbench.measure.profile import by_module, measure_model
 from mixerbench.training.loop import build_model
-from mixerbench.training.precision import choose_device
 from mixers import load_plugin
 
 _FALLBACK_CLASSES = 1000  # ImageNet's, where the protocol learns the number from the data

@@ -13,6 +13,7 @@ import torch
 
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
+from mixerbench.devices import choose_device
 from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
@@ -25,7 +26,6 @@ from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import identity_of, open_folder
 from mixerbench.training.loop import Result, build_model, train
-from mixerbench.training.precision import choose_device
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin

@@ -1,12 +1,13 @@
 """What the mixers' tests share: one table of tolerances and the comparison with an oracle."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from mixers import TokenGrid, TokenMixer
+from mixers import MIXERS, TokenGrid, TokenMixer
 
 TOLERANCES = {  # of the reference's largest value, or of 0.01 where that is smaller
     torch.float64: 1e-11,  # the same sums in another order
@@ -20,6 +21,14 @@ Oracle = Callable[[TokenMixer, Tensor, TokenGrid], Tensor]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers in the global registry is forgotten after it; timm hears nothing."""
+    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
+    monkeypatch.setattr(MIXERS, "_listeners", [])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 import mixers
 from mixers import TokenGrid, TokenMixer, create_mixer, list_mixers, load_plugin
-from mixers.registry import MIXERS, Registry
+from mixers.registry import Registry
 
 reported = pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
 
@@ -129,13 +129,6 @@ def test_a_plugin_that_is_no_python_file_is_refused(name, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match="is not a Python file"):
         load_plugin(tmp_path / name)
-
-
-@pytest.fixture
-def clean_registry(monkeypatch):
-    """What a test registers in the global registry, and tells timm, is forgotten after it."""
-    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
-    monkeypatch.setattr(MIXERS, "_listeners", [])
 
 
 @reported

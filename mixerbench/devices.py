@@ -1,11 +1,15 @@
 """Devices and number formats."""
 
+from types import MappingProxyType
+
 import torch
 
-from mixerbench.config.schema import Run
+from mixerbench.config.schema import PRECISIONS, Run
 from mixerbench.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = MappingProxyType(
+    dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,8 +31,23 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in ``precision``; weights stay in float32."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    """The context of a forward pass in ``precision``; weights stay in float32.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    check_precision(precision)
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that is none.
+
+    Raises:
+        ValueError: names the known ones.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
 
 
 def grad_scaler(device: torch.device, run: Run) -> torch.amp.GradScaler:

@@ -1,0 +1,177 @@
+"""Each constant of the published recipes, and what every other protocol changes of DeiT's.
+
+The table is DeiT's: papers.md's list, which is the parser of facebookresearch/deit's main.py.
+"""
+
+import dataclasses
+
+import pytest
+import timm
+
+from mixerbench.config.compose import config_names
+from mixerbench.config.schema import UNHASHED, Protocol, flatten
+from mixerbench.recipe.optimization import peak_lr
+
+DEIT = {
+    "image_size": 224,
+    "data.name": "imagenet",
+    "data.source": "folder",
+    "data.num_classes": 1000,
+    "data.mean": [0.485, 0.456, 0.406],
+    "data.std": [0.229, 0.224, 0.225],
+    "data.train_images": None,
+    "data.val_images": None,
+    "data.digest": None,
+    "recipe.epochs": 300,
+    "recipe.batch.size": 1024,
+    "recipe.batch.micro_batch_size": 128,
+    "recipe.optimizer.name": "adamw",
+    "recipe.optimizer.lr": 5e-4,
+    "recipe.optimizer.lr_batch_size": 512,
+    "recipe.optimizer.betas": [0.9, 0.999],
+    "recipe.optimizer.eps": 1e-8,
+    "recipe.optimizer.weight_decay": 0.05,
+    "recipe.optimizer.clip_grad_norm": None,
+    "recipe.schedule.warmup_epochs": 5,
+    "recipe.schedule.warmup_lr": 1e-6,
+    "recipe.schedule.min_lr": 1e-5,
+    "recipe.augmentation.crop": "resized",
+    "recipe.augmentation.scale": [0.08, 1.0],
+    "recipe.augmentation.ratio": [3 / 4, 4 / 3],
+    "recipe.augmentation.hflip": 0.5,
+    "recipe.augmentation.color_jitter": 0.3,
+    "recipe.augmentation.auto_augment": "rand-m9-mstd0.5-inc1",
+    "recipe.augmentation.interpolation": "bicubic",
+    "recipe.augmentation.random_erasing": 0.25,
+    "recipe.augmentation.random_erasing_mode": "pixel",
+    "recipe.augmentation.random_erasing_count": 1,
+    "recipe.augmentation.repeats": 3,
+    "recipe.mixup.mixup": 0.8,
+    "recipe.mixup.cutmix": 1.0,
+    "recipe.mixup.prob": 1.0,
+    "recipe.mixup.switch_prob": 0.5,
+    "recipe.mixup.mode": "batch",
+    "recipe.loss.name": "cross_entropy",
+    "recipe.loss.label_smoothing": 0.1,
+    "recipe.regularization.drop_path": 0.1,
+    "recipe.regularization.drop_path_schedule": "linear",
+    "recipe.regularization.dropout": 0.0,
+    "recipe.regularization.layer_scale": None,
+    "recipe.ema.decay": 0.99996,
+    "recipe.distillation.kind": "none",
+    "recipe.distillation.teacher": "regnety_160",
+    "recipe.distillation.alpha": 0.5,
+    "recipe.distillation.tau": 1.0,
+    "recipe.distillation.teacher_digest": None,
+    "evaluation.crop_ratio": 0.875,
+    "evaluation.interpolation": "bicubic",
+    "evaluation.image_size": None,
+}
+
+CIFAR = {"image_size": 32, "recipe.augmentation.crop": "padded", "evaluation.crop_ratio": 1.0}
+
+CHANGES = {
+    # README_revenge.md's command for ViT-S: --batch 256 on 8 GPUs, --opt fusedlamb, --lr 4e-3,
+    # --unscale-lr, --epochs 800, --reprob 0.0, --smoothing 0.0, --drop-path 0.05, --bce-loss,
+    # --ThreeAugment, --eval-crop-ratio 1.0. models_v2.py: LayerScale 1e-4, constant drop path.
+    "imagenet_deit3": {
+        "recipe.epochs": 800,
+        "recipe.batch.size": 2048,
+        "recipe.batch.micro_batch_size": 256,
+        "recipe.optimizer.name": "lamb",
+        "recipe.optimizer.lr": 4e-3,
+        "recipe.optimizer.lr_batch_size": None,
+        "recipe.augmentation.auto_augment": "3a",
+        "recipe.augmentation.random_erasing": 0.0,
+        "recipe.loss.name": "binary_cross_entropy",
+        "recipe.loss.label_smoothing": 0.0,
+        "recipe.regularization.drop_path": 0.05,
+        "recipe.regularization.drop_path_schedule": "constant",
+        "recipe.regularization.layer_scale": 1e-4,
+        "evaluation.crop_ratio": 1.0,
+    },
+    "cifar10": {
+        "data.name": "cifar10",
+        "data.source": "cifar10",
+        "data.num_classes": 10,
+        **CIFAR,
+    },
+    "cifar100": {
+        "data.name": "cifar100",
+        "data.source": "cifar100",
+        "data.num_classes": 100,
+        **CIFAR,
+    },
+    "digits": {
+        "image_size": 32,
+        "data.name": "digits",
+        "data.source": "digits",
+        "data.num_classes": 10,
+        "data.mean": [0.305, 0.305, 0.305],
+        "data.std": [0.376, 0.376, 0.376],
+        "recipe.epochs": 40,
+        "recipe.batch.size": 64,
+        "recipe.batch.micro_batch_size": 64,
+        "recipe.optimizer.lr": 1e-3,
+        "recipe.optimizer.lr_batch_size": None,
+        "evaluation.crop_ratio": 1.0,
+    },
+    "folder": {"data.name": "folder", "data.num_classes": None},
+    "synthetic": {
+        "data.name": "synthetic",
+        "data.source": "synthetic",
+        "data.train_images": 4096,
+        "data.val_images": 1024,
+        "recipe.epochs": 1,
+    },
+}
+
+
+def fields_of(protocol: Protocol) -> dict[str, object]:
+    """All that the fingerprint covers, by dotted path."""
+    fields = flatten(dataclasses.asdict(protocol))
+    return {path: value for path, value in fields if path not in UNHASHED}
+
+
+@pytest.mark.parametrize("path", DEIT)
+def test_imagenet_deit_has_deits_constant(path, protocol):
+    assert fields_of(protocol())[path] == DEIT[path]
+
+
+def test_no_setting_of_the_protocol_is_missing_from_the_table(protocol):
+    assert fields_of(protocol()).keys() == DEIT.keys()
+
+
+def test_every_protocol_is_in_the_table_of_changes():
+    assert set(config_names("protocol")) == {"imagenet_deit", *CHANGES}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_protocol_changes_what_the_table_says_and_nothing_else(name, protocol):
+    fields = fields_of(protocol(name))
+    assert {path: value for path, value in fields.items() if value != DEIT[path]} == CHANGES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size"), [("imagenet_deit", 16), ("imagenet_deit3", 16), ("cifar10", 4)]
+)
+def test_patch_size_fits_the_images_of_the_protocol(name, patch_size, protocol):
+    assert protocol(name).patch_size == patch_size
+    assert protocol(name).image_size % patch_size == 0
+
+
+def test_teacher_is_a_model_of_the_installed_timm(protocol):
+    assert timm.is_model(protocol().recipe.distillation.teacher)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate"), [(256, 2.5e-4), (512, 5e-4), (1024, 1e-3), (2048, 2e-3)]
+)
+def test_deits_learning_rate_grows_with_the_batch(batch, rate, protocol):
+    recipe = protocol(recipe__batch__size=batch).recipe
+    assert peak_lr(recipe) == pytest.approx(rate, rel=1e-12)  # one product and one quotient
+
+
+@pytest.mark.parametrize("batch", [256, 2048])
+def test_deit3s_learning_rate_does_not_depend_on_the_batch(batch, protocol):
+    assert peak_lr(protocol("imagenet_deit3", recipe__batch__size=batch).recipe) == 4e-3
