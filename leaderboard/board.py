@@ -35,7 +35,7 @@ COLUMNS = (
     Column("backbone",          "backbone",              "backbone",               "s"),
     Column("stem",              "stem",                  "stem",                   "s"),
     Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True),
-    Column("top1_std",          "± std",                 "top1_std",               ".2f"),
+    Column("top1_std",          "± std (seeds)",         "top1_std",               ".2f"),
     Column("top5",              "top-5 (%)",             Metric.FINAL_TOP5,        ".2f",   True),
     Column("ema_top1",          "EMA top-1 (%)",         Metric.FINAL_EMA_TOP1,    ".2f",   True),
     Column("parameters",        "parameters",            Metric.PARAMETERS,        ",.0f"),

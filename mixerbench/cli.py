@@ -36,6 +36,7 @@ Examples
 
 
 def main() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports home by default
     sys.exit(exit_code(lambda: _dispatch(sys.argv[1:])))
 
 
@@ -234,7 +235,7 @@ examples:
 """,
     )
     parser.add_argument("--format", default="terminal", help="terminal, csv, json or markdown")
-    parser.add_argument("--sort", metavar="COLUMN", help="-COLUMN for the other direction")
+    parser.add_argument("--sort", metavar="COLUMN", help="a column, best first: top1, gmacs, ...")
     parser.add_argument(
         "--explain",
         nargs=2,

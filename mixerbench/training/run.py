@@ -128,13 +128,12 @@ def _describe(settings: Settings, folder: Path, device: torch.device, journal: J
         Tag.STEM: model["stem"]["name"],
         Tag.BACKBONE: model["backbone"]["name"],
         Tag.SEED: str(settings.run.seed),
+        Tag.SYNTHETIC: str(protocol.data.source == "synthetic").lower(),
         Tag.HARDWARE: hardware_name(device, settings.run.precision),
         Tag.COMMAND: provenance.command_line(),
         Tag.RUN_DIR: str(folder),
         "mlflow.note.content": _note(settings),
     }
-    if protocol.data.source == "synthetic":
-        tags[Tag.SYNTHETIC] = "true"
     git = provenance.git_state()
     if git is not None:
         tags |= {Tag.GIT_COMMIT: git[0], Tag.GIT_DIRTY: str(git[1]).lower()}

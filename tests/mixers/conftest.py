@@ -1,6 +1,5 @@
 """What the mixers' tests share: one table of tolerances and the comparison with an oracle."""
 
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -28,7 +27,6 @@ def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers in the global registry is forgotten after it; timm hears nothing."""
     monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
     monkeypatch.setattr(MIXERS, "_listeners", [])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,10 @@ def test_posterize_keeps_the_highest_bits(bits, protocol):
     image = noise(16, 16)
     actual = np.asarray(posterize.aug_fn(image, bits, **posterize.kwargs))
     step = 2 ** (8 - bits)
-    assert (actual == np.asarray(image) // step * step).all()
+    assert (actual == np.asarray(image).astype(int) // step * step).all()
+
+
+NOISE = [noise(12, 10, seed) for seed in range(100)]
 
 
 def pillow_refuses_zero_bits() -> bool:
@@ -226,8 +229,7 @@ def seeds_of_zero_bits(protocol, seed_all) -> list[int]:
     for seed in range(5000):
         seed_all(seed)
         asked.clear()
-        image = noise(12, 10, seed)
-        assert augment(image).size == image.size
+        assert augment(NOISE[seed % len(NOISE)]).size == (12, 10)
         if 0 in asked:
             found.append(seed)
     return found
@@ -247,15 +249,15 @@ def test_timms_own_randaugment_raises_on_these_draws(seeds_of_zero_bits, seed_al
     for seed in seeds_of_zero_bits:
         seed_all(seed)
         with pytest.raises(ValueError, match="bits"):
-            augment(noise(12, 10, seed))
+            augment(NOISE[seed % len(NOISE)])
 
 
 @pytest.mark.parametrize(
     "policy",
     [
-        "augmix-m9",
+        "augmix-m10-mstd1",
         "original",
-        "rand-m9-mstd0.5",
+        "rand-m1-mstd0.5",  # without inc1, low magnitudes keep no bits
         pytest.param(
             "v0",
             marks=pytest.mark.xfail(
@@ -268,9 +270,10 @@ def test_timms_own_randaugment_raises_on_these_draws(seeds_of_zero_bits, seed_al
 )
 def test_no_policy_of_timm_raises_at_zero_bits(policy, protocol, seed_all):
     chain = train_transform(protocol(image_size=16, recipe__augmentation__auto_augment=policy))
-    for seed in range(500):
+    image = noise(16, 16)
+    for seed in range(400):
         seed_all(seed)
-        chain(noise(16, 16, seed))
+        chain(image)
 
 
 # --- DeiT III: 3-Augment --------------------------------------------------------------------

@@ -10,6 +10,7 @@ import timm
 
 from mixerbench.config.compose import config_names
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
+from mixerbench.data.images import open_images
 from mixerbench.recipe.optimization import peak_lr
 
 DEIT = {
@@ -102,20 +103,6 @@ CHANGES = {
         "data.num_classes": 100,
         **CIFAR,
     },
-    "digits": {
-        "image_size": 32,
-        "data.name": "digits",
-        "data.source": "digits",
-        "data.num_classes": 10,
-        "data.mean": [0.305, 0.305, 0.305],
-        "data.std": [0.376, 0.376, 0.376],
-        "recipe.epochs": 40,
-        "recipe.batch.size": 64,
-        "recipe.batch.micro_batch_size": 64,
-        "recipe.optimizer.lr": 1e-3,
-        "recipe.optimizer.lr_batch_size": None,
-        "evaluation.crop_ratio": 1.0,
-    },
     "folder": {"data.name": "folder", "data.num_classes": None},
     "synthetic": {
         "data.name": "synthetic",
@@ -124,6 +111,27 @@ CHANGES = {
         "data.val_images": 1024,
         "recipe.epochs": 1,
     },
+}
+
+DIGITS_SCALE = {  # what 1,258 images of 8 x 8 pixels need otherwise than ImageNet
+    "image_size",
+    "data.name",
+    "data.source",
+    "data.num_classes",
+    "data.mean",
+    "data.std",
+    "recipe.epochs",
+    "recipe.batch.size",
+    "recipe.batch.micro_batch_size",
+    "recipe.optimizer.lr",
+    "recipe.optimizer.lr_batch_size",
+    "recipe.schedule.warmup_epochs",
+    "recipe.augmentation.scale",
+    "recipe.augmentation.hflip",
+    "recipe.augmentation.auto_augment",
+    "recipe.mixup.prob",
+    "recipe.ema.decay",
+    "evaluation.crop_ratio",
 }
 
 
@@ -143,13 +151,28 @@ def test_no_setting_of_the_protocol_is_missing_from_the_table(protocol):
 
 
 def test_every_protocol_is_in_the_table_of_changes():
-    assert set(config_names("protocol")) == {"imagenet_deit", *CHANGES}
+    assert set(config_names("protocol")) == {"imagenet_deit", "digits", *CHANGES}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_protocol_changes_what_the_table_says_and_nothing_else(name, protocol):
     fields = fields_of(protocol(name))
     assert {path: value for path, value in fields.items() if value != DEIT[path]} == CHANGES[name]
+
+
+def test_digits_scales_deits_recipe_and_changes_nothing_else(protocol):
+    fields = fields_of(protocol("digits"))
+    assert {path for path, value in fields.items() if value != DEIT[path]} <= DIGITS_SCALE
+
+
+def test_digits_average_spans_the_same_share_of_the_run_as_deits(protocol):
+    def share(name: str, images: int) -> float:
+        recipe = protocol(name).recipe
+        steps = recipe.epochs * (images // recipe.batch.size)
+        return 1 / (1 - recipe.ema.decay) / steps
+
+    digits = len(open_images(protocol("digits")).train.targets)
+    assert share("digits", digits) == pytest.approx(share("imagenet_deit", 1_281_167), rel=0.1)
 
 
 @pytest.mark.parametrize(

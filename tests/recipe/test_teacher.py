@@ -1,0 +1,143 @@
+"""The teacher of distillation: any timm model, from a file that cannot run anything."""
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mixerbench.config.schema import Distillation
+from mixerbench.recipe.loss import create_teacher
+
+NAME, CLASSES = "test_resnet", 7
+
+
+@pytest.fixture
+def settings(protocol):
+    def get(checkpoint: Path | None = None, **fields: object) -> Distillation:
+        plain = protocol().recipe.distillation
+        path = None if checkpoint is None else str(checkpoint)
+        fields = {"kind": "hard", "teacher": NAME} | fields
+        return replace(plain, teacher_checkpoint=path, **fields)
+
+    return get
+
+
+@pytest.fixture
+def original() -> nn.Module:
+    model = timm.create_model(NAME, num_classes=CLASSES)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+    return model.eval()
+
+
+def write(path: Path, model: nn.Module, key: str | None = None) -> Path:
+    weights = dict(model.state_dict())
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights if key is None else {key: weights}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("teacher.safetensors", None),
+        ("teacher.pth", None),
+        ("teacher.pth", "model"),  # as DeiT saves
+        ("teacher.pth", "state_dict"),  # as timm saves
+    ],
+)
+def test_checkpoint_of_a_timm_model_loads(file, key, original, settings, tmp_path):
+    teacher = create_teacher(settings(write(tmp_path / file, original, key)), CLASSES)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(teacher(images), original(images))
+
+
+def test_teacher_is_frozen_and_keeps_its_statistics(original, settings, tmp_path):
+    teacher = create_teacher(settings(write(tmp_path / "teacher.pth", original)), CLASSES)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
+    teacher(torch.randn(4, 3, 64, 64))
+    assert all(torch.equal(before[key], now) for key, now in teacher.state_dict().items())
+
+
+def test_recipe_without_distillation_has_no_teacher(settings):
+    assert create_teacher(settings(kind="none", teacher="nonsense"), CLASSES) is None
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_checkpoint_that_would_run_code_is_refused_and_runs_nothing(writer, settings, tmp_path):
+    harm, path = tmp_path / "harm", tmp_path / "teacher.pth"
+    if writer == "torch":
+        torch.save({"model": Malicious(harm)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Malicious(harm)}, protocol=2))
+    with pytest.raises(ValueError, match=r"cannot load .*teacher\.pth") as caught:
+        create_teacher(settings(path), CLASSES)
+    assert "\n" not in str(caught.value)
+    assert not harm.exists()
+    # The file is as bad as it says:
+    if writer == "torch":
+        torch.load(path, weights_only=False)
+    else:
+        pickle.loads(path.read_bytes())
+    assert harm.exists()
+
+
+def test_unknown_teacher_is_named(settings):
+    with pytest.raises(ValueError, match=r"'regnety_16' .* timm\.list_models") as caught:
+        create_teacher(settings(teacher="regnety_16"), CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["teacher.safetensors", "teacher.pth"])
+def test_teacher_of_other_classes_is_refused(file, original, settings, tmp_path):
+    path = write(tmp_path / file, original)
+    with pytest.raises(ValueError, match=r"'test_resnet': cannot load .* for 5 classes") as caught:
+        create_teacher(settings(path), 5)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="create_teacher lets other exceptions than two through")
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("missing.pth", None), ("empty.pth", b""), ("broken.safetensors", b"x" * 64)],
+)
+def test_file_without_weights_is_a_one_line_error(file, content, settings, tmp_path):
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{NAME}.*{file}"):
+        create_teacher(settings(tmp_path / file), CLASSES)
+
+
+@pytest.mark.xfail(strict=True, reason="timm prefers 'model_ema'; DeiT takes checkpoint['model']")
+def test_checkpoint_of_a_deit_run_gives_its_weights_and_not_their_average(
+    original, settings, tmp_path
+):
+    average = {key: torch.zeros_like(value) for key, value in original.state_dict().items()}
+    path = tmp_path / "teacher.pth"
+    torch.save({"model": original.state_dict(), "model_ema": average}, path)
+    teacher = create_teacher(settings(path), CLASSES)
+    assert torch.equal(teacher.state_dict()["fc.weight"], original.state_dict()["fc.weight"])
