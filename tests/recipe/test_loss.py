@@ -11,6 +11,7 @@ from mixerbench.models import create_model
 from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
 
+
 def approx(value: float) -> object:
     return pytest.approx(value, rel=0, abs=1e-12)  # float64: the same few sums, reordered
 
@@ -109,9 +110,7 @@ def test_deit3s_mixtures_have_one_or_two_classes(protocol):
 
 
 def test_binary_loss_without_mixup_takes_labels(logits, protocol):
-    recipe = protocol(
-        "imagenet_deit3", recipe__mixup__mixup=0.0, recipe__mixup__cutmix=0.0
-    ).recipe
+    recipe = protocol("imagenet_deit3", recipe__mixup__mixup=0.0, recipe__mixup__cutmix=0.0).recipe
     labels = torch.tensor([0, 4, 2, 2, 1, 3])
     expected = binary_cross_entropy(logits, torch.eye(5, dtype=torch.float64)[labels])
     assert create_loss(recipe)(logits, labels).item() == approx(expected)

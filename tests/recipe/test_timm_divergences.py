@@ -70,7 +70,9 @@ def test_divergence_2_cooldown_epochs_are_not_run(protocol):
 
 
 def test_divergence_3_evaluation_resizes_to_256_where_timms_deit_has_248(protocol):
-    theirs = create_transform(**resolve_data_config(timm.get_pretrained_cfg("deit_tiny_patch16_224").to_dict()))
+    theirs = create_transform(
+        **resolve_data_config(timm.get_pretrained_cfg("deit_tiny_patch16_224").to_dict())
+    )
     ours = eval_transform(protocol())
     assert step_of(theirs, transforms.Resize).size == 248
     assert step_of(ours, transforms.Resize).size == 256
