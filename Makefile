@@ -6,11 +6,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
+DEMO := run.evaluate_every_epochs=4
+
 .PHONY: demo test check lock clean
 
 demo: .venv/.installed
-	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro
-	$(BIN)/mixerbench train mixer=attention stem=conv size=micro
+	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro $(DEMO)
+	$(BIN)/mixerbench train mixer=attention stem=conv size=micro $(DEMO)
 	$(BIN)/mixerbench leaderboard protocol=digits size=micro
 
 test: .venv/.installed
@@ -28,8 +30,8 @@ check: .venv/.installed
 		{ echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
 # Pins every dependency for all platforms; names no package index.

@@ -55,7 +55,7 @@ class ProgressView:
         """Show a run that has not begun."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(
-                escape(name), total=None, loss="-", top1="-"
+                escape(name), start=False, total=None, loss="-", top1="-"
             )
 
     def show(self, name: str, record: Record) -> None:
@@ -65,6 +65,7 @@ class ProgressView:
         if record["kind"] == "start":
             self._totals[name] = record["total_steps"]
             self._progress.update(task, total=record["total_steps"])
+            self._progress.start_task(task)
         elif record["kind"] == "metrics":
             values = record["values"]
             if Metric.TRAIN_LOSS in values:

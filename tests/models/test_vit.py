@@ -30,6 +30,13 @@ def test_drop_path_may_be_the_same_everywhere(branch, micro):
     assert rates == pytest.approx([0.3] * 4)
 
 
+def test_a_block_whose_branches_are_both_dropped_leaves_its_tokens_as_they_were(micro):
+    model = micro(drop_path=1.0, drop_path_schedule="constant")
+    x = torch.randn(2, 6, 64)
+    for block in model.blocks:
+        assert torch.equal(block(x, model.grid), x)
+
+
 @pytest.mark.parametrize("option", ["drop_path", "dropout"])
 def test_regularisation_acts_in_training_only(option, micro, images):
     model, plain = micro(**{option: 0.5}), micro()

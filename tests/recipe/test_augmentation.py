@@ -18,11 +18,12 @@ from mixerbench.recipe.augmentation import eval_transform, train_transform
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
-OPERATIONS = (  # of RandAugment in timm 0.3.2 with inc1
-    "AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd "
-    "ColorIncreasing ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY "
-    "TranslateXRel TranslateYRel"
-).split()
+OPERATIONS = [  # of RandAugment in timm 0.3.2 with inc1
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing"),
+    *("SolarizeIncreasing", "SolarizeAdd", "ColorIncreasing", "ContrastIncreasing"),
+    *("BrightnessIncreasing", "SharpnessIncreasing", "ShearX", "ShearY"),
+    *("TranslateXRel", "TranslateYRel"),
+]
 
 PLAIN = {  # nothing random is left but what a test sets
     "recipe__augmentation__scale": [1.0, 1.0],

@@ -128,6 +128,7 @@ DIGITS_SCALE = {  # what 1,258 images of 8 x 8 pixels need otherwise than ImageN
     "recipe.schedule.warmup_epochs",
     "recipe.augmentation.scale",
     "recipe.augmentation.hflip",
+    "recipe.augmentation.repeats",
     "recipe.augmentation.auto_augment",
     "recipe.mixup.prob",
     "recipe.ema.decay",
