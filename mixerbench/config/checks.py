@@ -49,6 +49,8 @@ def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
         value = _get(settings, path)
         if value < 1:
             raise ValueError(f"{path}={value}: give 1 or more.")
+    if not 0 <= settings.run.seed < 2**32:
+        raise ValueError(f"run.seed={settings.run.seed}: give a number from 0 to 4294967295.")
     _check_batch(settings)
     _check_model(settings, mixers)
 

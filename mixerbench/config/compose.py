@@ -131,6 +131,7 @@ def _compose_one(overrides: list[str]) -> Settings:
         run=build(Run, content["run"]),
         tracking=build(Tracking, content["tracking"]),
         plugins=plugins,
+        overrides=overrides,
     )
     try:
         check(settings, catalogs["mixer"])

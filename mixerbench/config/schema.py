@@ -227,7 +227,6 @@ class Composed:
     tracking: Tracking = field(default_factory=Tracking)
     launcher: Launcher = field(default_factory=Launcher)
     plugins: list[str] = field(default_factory=list)
-    checkpoint: Optional[str] = None  # eval: a run's folder, or a file of weights
 
 
 @dataclass
@@ -240,6 +239,7 @@ class Settings:
     run: Run
     tracking: Tracking
     plugins: list[str]
+    overrides: list[str]  # what the command line said, for saying it again
 
 
 def fingerprint(content: Any) -> str:

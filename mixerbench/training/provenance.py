@@ -3,11 +3,11 @@
 import platform
 import shlex
 import subprocess
-import sys
 from importlib.metadata import distributions, version
 from pathlib import Path
 
 import mixerbench
+from mixerbench.config.schema import Settings
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core", "mlflow", "pillow", "numpy")
 
@@ -28,9 +28,9 @@ def installed_packages() -> str:
     return "\n".join(sorted(lines, key=str.lower)) + "\n"
 
 
-def command_line() -> str:
-    """The command as it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def command(settings: Settings) -> str:
+    """What trains this one run again."""
+    return shlex.join(["mixerbench", "train", *settings.overrides])
 
 
 def git_state() -> tuple[str, bool] | None:

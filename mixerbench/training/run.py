@@ -130,7 +130,7 @@ def _describe(settings: Settings, folder: Path, device: torch.device, journal: J
         Tag.SEED: str(settings.run.seed),
         Tag.SYNTHETIC: str(protocol.data.source == "synthetic").lower(),
         Tag.HARDWARE: hardware_name(device, settings.run.precision),
-        Tag.COMMAND: provenance.command_line(),
+        Tag.COMMAND: provenance.command(settings),
         Tag.RUN_DIR: str(folder),
         "mlflow.note.content": _note(settings),
     }
@@ -176,7 +176,7 @@ def _note(settings: Settings) -> str:
     protocol = settings.protocol
     return (
         f"**{settings.label}**, seed {settings.run.seed}, under protocol **{protocol.name}** "
-        f"({protocol.description}).\n\nRepeat it: `{provenance.command_line()}`"
+        f"({protocol.description}).\n\nRepeat it: `{provenance.command(settings)}`"
     )
 
 

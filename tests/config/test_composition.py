@@ -160,7 +160,9 @@ def _documented() -> list[str]:
 def test_a_documented_command_composes(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin = re.search(r"```python\n(# my_mixer.py\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    plugin = re.search(
+        r"```python\n(# my_mixer.py\n.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     assert plugin is not None
     name = re.search(r"mixer=(\w+)", line)
     assert name is not None or "my_mixer" not in line
@@ -213,7 +215,8 @@ def test_a_list_is_one_value_and_lists_can_be_swept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "jobs"), [("launcher.jobs=3", 3), ("launcher.jobs=null", None), ("run.seed=1", None)]
+    ("argument", "jobs"),
+    [("launcher.jobs=3", 3), ("launcher.jobs=null", None), ("run.seed=1", None)],
 )
 def test_launcher_jobs(argument: str, jobs: int | None) -> None:
     assert launcher_jobs([argument]) == jobs

@@ -114,6 +114,16 @@ def test_every_setting_is_tried_here_but_repeats_which_belongs_to_the_order(prot
     assert set(asdict(protocol().recipe.augmentation)) == {*OTHER, "repeats"}
 
 
+@pytest.mark.parametrize("build", [train_transform, eval_transform])
+def test_pixels_are_normalised_by_the_mean_and_deviation_of_the_data(build, protocol):
+    fields = {"data__mean": [0.1, 0.2, 0.3], "data__std": [0.5, 0.25, 0.125]}
+    white = Image.new("RGB", (48, 48), (255, 255, 255))
+    pixel = build(protocol(image_size=48, **PLAIN | fields))(white)[:, 24, 24]
+    assert pixel.tolist() == pytest.approx(
+        [0.9 / 0.5, 0.8 / 0.25, 0.7 / 0.125], rel=1e-6
+    )  # float32
+
+
 def test_without_random_parts_training_is_a_bicubic_resize(protocol):
     image = noise(60, 60)
     actual = train_transform(protocol(image_size=48, **PLAIN))(image)

@@ -1,0 +1,153 @@
+"""Imports point one way: cli -> training -> {models, recipe, data, tracking, measure} -> mixers."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mixers", "mixerbench", "leaderboard")
+OWN = PACKAGES  # what counts as the project's own
+
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def _imports(module: str) -> Iterator[tuple[str, ast.stmt]]:
+    """Every name that the module imports, wherever in it, absolute."""
+    path = SOURCES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base]).rstrip(".")
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node
+
+
+def _within(name: str, parents: tuple[str, ...]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def _modules(*parents: str) -> list[str]:
+    found = [module for module in SOURCES if _within(module, parents)]
+    assert found, f"no module below {parents}: was it renamed?"
+    return found
+
+
+def _offenders(modules: list[str], forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{module}:{node.lineno} imports {name}"
+        for module in modules
+        for name, node in _imports(module)
+        if _within(name, forbidden)
+    ]
+
+
+def test_mixers_know_nothing_of_the_project() -> None:
+    assert _offenders(_modules("mixers"), ("mixerbench", "leaderboard")) == []
+
+
+def test_mixers_know_torch_timm_layers_and_the_standard_library_only() -> None:
+    tools = ("hydra", "omegaconf", "mlflow", "rich", "yaml", "torchvision", "pandas", "numpy")
+    assert _offenders(_modules("mixers"), tools) == []
+    of_timm = [n for m in _modules("mixers") for n, _ in _imports(m) if _within(n, ("timm",))]
+    assert all(_within(name, ("timm.layers",)) for name in of_timm)
+
+
+def test_models_know_mixers_sizes_and_schema_only() -> None:
+    allowed = ("mixers", "mixerbench.models", "mixerbench.config.sizes", "mixerbench.config.schema")
+    for module in _modules("mixerbench.models"):
+        for name, node in _imports(module):
+            if _within(name, OWN):
+                assert _within(name, allowed), f"{module}:{node.lineno} imports {name}"
+    assert _offenders(_modules("mixerbench.models"), ("hydra", "omegaconf", "mlflow")) == []
+
+
+@pytest.mark.parametrize("part", ["recipe", "data", "measure", "tracking", "models", "config"])
+def test_parts_know_neither_the_training_nor_the_command_line(part: str) -> None:
+    forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.listing", "leaderboard")
+    assert _offenders(_modules(f"mixerbench.{part}"), forbidden) == []
+
+
+@pytest.mark.parametrize("part", ["recipe", "data", "measure", "models", "config"])
+def test_only_tracking_and_training_know_mlflow_and_the_tracking(part: str) -> None:
+    forbidden = ("mlflow", "mixerbench.tracking")
+    assert _offenders(_modules(f"mixerbench.{part}"), forbidden) == []
+
+
+def test_mlflow_is_imported_in_tracking_and_in_the_leaderboard_only() -> None:
+    rest = [m for m in SOURCES if not _within(m, ("mixerbench.tracking", "leaderboard"))]
+    assert _offenders(rest, ("mlflow",)) == []
+
+
+def test_the_leaderboard_knows_the_names_of_logged_keys_only() -> None:
+    for module in _modules("leaderboard"):
+        for name, node in _imports(module):
+            if _within(name, ("mixerbench", "mixers")):
+                assert _within(name, ("mixerbench.tracking.keys",)), (
+                    f"{module}:{node.lineno} imports {name}"
+                )
+
+
+def test_nothing_imports_the_command_line() -> None:
+    rest = [module for module in SOURCES if module != "mixerbench.cli"]
+    assert _offenders(rest, ("mixerbench.cli",)) == []
+
+
+def test_hydra_is_imported_in_one_file() -> None:
+    importing = {m for m in SOURCES if _offenders([m], ("hydra", "hydra_plugins"))}
+    assert importing == {"mixerbench.config.compose"}
+
+
+def test_keys_and_errors_import_nothing_of_the_project() -> None:
+    assert _offenders(_modules("mixerbench.tracking.keys", "mixerbench.errors"), OWN) == []
+
+
+LIGHT = ("mixerbench.cli", "mixerbench.listing", "mixerbench.config", "mixerbench.tracking",
+         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.training.sweep",
+         "mixers.catalog", "mixers.plan", "leaderboard")  # fmt: skip
+"""What a command line, a refusal and the parent of a sweep load."""
+
+
+def test_what_refuses_a_typo_imports_nothing_heavy_at_its_top() -> None:
+    heavy = ("torch", "torchvision", "timm", "mlflow", "fvcore", "pandas", "pyarrow", "sklearn")
+    for module in _modules(*LIGHT):
+        for node in ast.parse(SOURCES[module].read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                assert not any(_within(name, heavy) for name in names), f"{module}:{node.lineno}"
+
+
+def _package_of(module: str) -> str:
+    return ".".join(module.split(".")[:2]) if module.startswith("mixerbench.") else module
+
+
+def test_packages_do_not_import_each_other_in_circles() -> None:
+    arrows: dict[str, set[str]] = {}
+    for module in SOURCES:
+        for name, _ in _imports(module):
+            target = next((m for m in (name, name.rpartition(".")[0]) if m in SOURCES), None)
+            if target and _package_of(target) != _package_of(module):
+                arrows.setdefault(_package_of(module), set()).add(_package_of(target))
+    for package in ("mixerbench.recipe", "mixerbench.data", "mixerbench.measure",
+                    "mixerbench.models", "mixerbench.tracking", "mixerbench.config"):  # fmt: skip
+        seen: set[str] = set()
+        waiting = [package]
+        while waiting:
+            for target in arrows.get(waiting.pop(), ()):
+                if target not in seen:
+                    seen.add(target)
+                    waiting.append(target)
+        assert package not in seen, f"{package} imports itself through {sorted(seen)}"
