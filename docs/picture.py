@@ -1,4 +1,4 @@
-"""Draws what a command prints as a picture: mixerbench leaderboard | python docs/picture.py FILE.svg"""
+"""Draws printed text as a picture: mixerbench leaderboard | python docs/picture.py FILE.svg"""
 
 import re
 import sys

@@ -57,6 +57,9 @@ class TokenMixer(nn.Module, ABC):
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         """Mix the tokens ``x`` (B, N, C) that lie on ``grid``; the residual is the block's."""
 
+    def init_weights(self) -> None:
+        """Called after the model has initialised all linear layers (truncated normal 0.02)."""
+
     def check_grid(self, grid: TokenGrid) -> None:
         """Refuse a grid that the weights do not fit.
 

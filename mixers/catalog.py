@@ -84,16 +84,17 @@ def read_files(paths: Iterable[Path], kind: str) -> dict[str, Entry]:
 
 def mixer_catalog(plugins: Iterable[str | Path] = ()) -> dict[str, Entry]:
     """Every mixer that can be named: built-in, from installed packages, from plugin files."""
-    return read_files([*_built_in_files(), *map(plugin_path, plugins)], "mixer")
+    files = [*_built_in_files(), *map(plugin_path, plugins)]
+    return read_files(dict.fromkeys(files), "mixer")  # a plugin may be named twice
 
 
 def plugin_path(plugin: str | Path) -> Path:
-    """The absolute path of a plugin file.
+    """The absolute path of a plugin file, links resolved.
 
     Raises:
         ValueError: there is no such Python file.
     """
-    path = Path(plugin).expanduser().absolute()
+    path = Path(plugin).expanduser().resolve()
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"plugin {plugin} is not a Python file: give the path of a .py file.")
     return path
@@ -151,7 +152,7 @@ def _facts(node: ast.ClassDef) -> dict[str, Any]:
             if isinstance(target, ast.Name):
                 try:
                     facts[target.id] = ast.literal_eval(value)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue  # computed: no fact that can be read without running the class
     return facts
 

@@ -48,21 +48,28 @@ def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
     """The choices of a plan, schedules resolved, not yet spread over blocks.
 
     Raises:
-        ValueError: a choice has no name, or the plan is empty.
+        ValueError: a choice has no name, a schedule has options, or the plan is empty.
     """
     if isinstance(spec, str):
         if spec in SCHEDULES:
             return read_plan(SCHEDULES[spec].plan)
         return (MixerChoice(spec),)
     if isinstance(spec, Mapping):
-        if "plan" in spec:
-            return read_plan(spec["plan"])
-        if "name" not in spec:
-            raise ValueError(f"a mixer needs a name: {dict(spec)} has none.")
+        name = spec.get("name")
         options = {key: value for key, value in spec.items() if key != "name"}
-        if spec["name"] in SCHEDULES and not options:
-            return read_plan(spec["name"])
-        return (MixerChoice(str(spec["name"]), options),)
+        if "plan" in options or name in SCHEDULES:
+            plan = options.pop("plan", name)
+            if options:
+                raise ValueError(
+                    f"a schedule ({name or plan}) has no option {next(iter(options))!r}: give "
+                    "options to the mixers in its plan, {name: ..., option: ...}."
+                )
+            return read_plan(plan)
+        if name is None:
+            raise ValueError(f"a mixer needs a name: {dict(spec)} has none.")
+        return (MixerChoice(str(name), options),)
+    if not isinstance(spec, Sequence):
+        raise ValueError(f"a mixer is a name, a mapping or a list of these, not {spec!r}.")
     choices = tuple(choice for part in spec for choice in read_plan(part))
     if not choices:
         raise ValueError("a mixer plan needs at least one mixer.")

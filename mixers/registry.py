@@ -10,13 +10,15 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mixers.base import TokenGrid, TokenMixer
 from mixers.catalog import nearest, plugin_path
+from mixers.plan import SCHEDULES
 
 T = TypeVar("T")
 
@@ -28,10 +30,18 @@ class Registry(Generic[T]):
         kind: what the classes are, in messages ("mixer").
         package: the package whose modules register them; imported when a name is looked up.
         facts: class attributes that every registered class must declare.
+        reserved: names that mean something else.
     """
 
-    def __init__(self, kind: str, package: str, facts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        facts: tuple[str, ...] = (),
+        reserved: Collection[str] = (),
+    ) -> None:
         self.kind = kind
+        self._reserved = reserved
         self._package = package
         self._facts = facts
         self._classes: dict[str, type[T]] = {}
@@ -40,13 +50,17 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """The decorator that makes a class known as ``name``.
 
+        A class of ``__main__`` may be registered again: a notebook's cell runs twice.
+
         Raises:
             ValueError: the name is taken, a fact is not declared, or an option has no type.
         """
 
         def decorate(cls: type[T]) -> type[T]:
-            if name in self._classes:
-                taken = self._classes[name]
+            if name in self._reserved:
+                raise ValueError(f"{name!r} is the name of a schedule. Choose another name.")
+            taken = self._classes.get(name)
+            if taken is not None and not _is_redefined(taken, cls):
                 raise ValueError(
                     f"{self.kind} {name!r} is registered already, by "
                     f"{taken.__module__}.{taken.__qualname__}. Choose another name."
@@ -88,6 +102,15 @@ class Registry(Generic[T]):
         cls = self.get(name)
         return {fact: getattr(cls, fact) for fact in dir(cls) if not fact.startswith("_")}
 
+    def loaded(self) -> set[str]:
+        """The names that are registered at this moment; nothing is imported."""
+        return set(self._classes)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Undo the registration of ``names``."""
+        for name in names:
+            del self._classes[name]
+
     def create(self, name: str, *args: Any, **options: Any) -> T:
         """Build ``name`` from positional facts and its own options.
 
@@ -112,12 +135,18 @@ class Registry(Generic[T]):
             importlib.import_module(point.module)
 
 
+def _is_redefined(old: type, new: type) -> bool:
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
+
+
 def _options(cls: type) -> list[inspect.Parameter]:
     parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-MIXERS: Registry[TokenMixer] = Registry("mixer", "mixers", ("any_grid", "mixes_prefix", "paper"))
+MIXERS: Registry[TokenMixer] = Registry(
+    "mixer", "mixers", ("any_grid", "mixes_prefix", "paper"), reserved=SCHEDULES
+)
 register_mixer = MIXERS.register
 
 
@@ -144,15 +173,18 @@ def load_plugin(plugin: str | Path) -> None:
         ValueError: there is no such Python file.
     """
     path = plugin_path(plugin)
-    name = f"mixerbench_plugin_{path.stem}_{abs(hash(str(path))):x}"
+    # The same in every process, so that what is pickled in one is found in another.
+    name = f"mixerbench_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = MIXERS.loaded()
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # a plugin is loaded as a whole or not at all
         del sys.modules[name]
+        MIXERS.forget(MIXERS.loaded() - before)
         raise

@@ -32,6 +32,8 @@ def token_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     Raises:
         ValueError: the patches do not tile the image.
     """
+    if patch_size < 1:
+        raise ValueError(f"a patch of {patch_size} pixels is empty: give 1 or more.")
     height, width = image_size
     if height % patch_size or width % patch_size:
         raise ValueError(

@@ -1,5 +1,6 @@
 """``create_model``: the one entry for every combination of mixer, size, stem and backbone."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,16 +47,17 @@ def create_model(
     """
     plan = read_plan(mixer)
     check_names(plan, MIXERS.names())
-    backbone_name, options = _name_and_options(backbone)
+    backbone_name, options = _name_and_options("backbone", backbone)
     width = _size(size)
-    stem_name, stem_options = _name_and_options(stem)
+    stem_name, stem_options = _name_and_options("stem", stem)
     stem_options = {"patch_size": patch_size} | stem_options
     height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    grid = TokenGrid(*token_grid(height_width, stem_options["patch_size"]))
     built_stem = STEMS.create(stem_name, in_chans, width.dim, **stem_options)
     return BACKBONES.create(
         backbone_name,
         built_stem,
-        TokenGrid(*token_grid(height_width, stem_options["patch_size"])),
+        grid,
         width,
         plan,
         num_classes,
@@ -67,9 +69,11 @@ def create_model(
     )
 
 
-def _name_and_options(part: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _name_and_options(kind: str, part: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(part, str):
         return part, {}
+    if "name" not in part:
+        raise ValueError(f"a {kind} needs a name: {dict(part)} has none.")
     return str(part["name"]), {key: value for key, value in part.items() if key != "name"}
 
 
@@ -77,7 +81,11 @@ def _size(size: str | ViTSize | Mapping[str, int]) -> ViTSize:
     if isinstance(size, ViTSize):
         return size
     if isinstance(size, Mapping):
-        return ViTSize(size["dim"], size["depth"], size["num_heads"])
+        numbers = {key: value for key, value in size.items() if key != "name"}
+        wanted = [field.name for field in dataclasses.fields(ViTSize)]
+        if sorted(numbers) != sorted(wanted):
+            raise ValueError(f"a size has {', '.join(wanted)}, not {', '.join(numbers)}.")
+        return ViTSize(**numbers)
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}. {nearest(size, SIZES)}")
     return SIZES[size]

@@ -7,7 +7,7 @@ are registered later (plugins, a notebook's own class) are added as they come.
 from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
 from mixerbench.config.sizes import SIZES
@@ -33,6 +33,8 @@ def register_timm_models(mixer: str) -> None:
     """Register ``mixerbench_<mixer>_<size>`` for every size."""
     for size in SIZES:
         name = f"{_PREFIX}_{mixer}_{size}"
+        if is_model(name):  # a notebook's class, defined again: found by its name all the same
+            continue
         default_cfgs.update(
             generate_default_cfgs(
                 {

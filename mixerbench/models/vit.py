@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerbench.config.sizes import ViTSize
+from mixerbench.config.sizes import ViTSize, token_grid
 from mixerbench.models.blocks import LAYER_NORM_EPS, Block
 from mixerbench.models.registry import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
@@ -29,7 +29,7 @@ class ViT(nn.Module):
     ``deit_*_patch16_224`` weights load under their own names.
 
     Args:
-        stem: from images to a (B, C, H, W) map.
+        stem: from images to a (B, C, H, W) map, by its ``patch_size``.
         grid: (H, W) tokens that it is built for; the position embedding is resampled for others.
         size: width, depth, heads.
         plan: mixer choices, spread over the depth.
@@ -79,6 +79,7 @@ class ViT(nn.Module):
             )
         dim = size.dim
         self.pool = pool
+        self.patch_size = int(stem.patch_size)  # type: ignore[arg-type]
         self.num_prefix_tokens = (pool == "token") + distillation_token
         self.grid = grid._replace(prefix=self.num_prefix_tokens)
         self.num_features = self.head_hidden_size = self.embed_dim = dim
@@ -112,7 +113,8 @@ class ViT(nn.Module):
     def init_weights(self) -> None:
         """DeiT's initialisation: truncated normal 0.02 for linear layers and embeddings.
 
-        Convolutions and norms keep PyTorch's, mixers' tables their own.
+        Convolutions and norms keep PyTorch's, mixers' tables their own. A mixer that wants
+        its linear layers otherwise overrides its ``init_weights()``, which has the last word.
         """
         for parameter in (self.cls_token, self.dist_token, self.pos_embed):
             if parameter is not None:
@@ -122,12 +124,19 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, TokenMixer):
+                module.init_weights()
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) -> normalised tokens (B, N, C), prefix tokens first."""
-        features = self.stem(images)  # (B, C, H, W)
-        height, width = features.shape[-2:]
+        """(B, 3, height, width) -> normalised tokens (B, N, C), prefix tokens first.
+
+        Raises:
+            ValueError: the patches do not tile the images, or a mixer does not take their grid.
+        """
+        height, width = token_grid(tuple(images.shape[-2:]), self.patch_size)
         grid = TokenGrid(height, width, self.num_prefix_tokens)
+        features = self.stem(images)  # (B, C, H, W)
         x = features.flatten(2).transpose(1, 2)
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         if prefix:
@@ -147,7 +156,7 @@ class ViT(nn.Module):
         both classifiers, else their mean.
         """
         if self.pool == "avg":
-            pooled = x[:, self.num_prefix_tokens :].mean(dim=1)
+            pooled = x.mean(dim=1)
             return pooled if pre_logits else self.head(pooled)
         if self.head_dist is None:
             return x[:, 0] if pre_logits else self.head(x[:, 0])

@@ -10,8 +10,6 @@ import pytest
 from mixers import MIXERS, list_mixers
 from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, plugin_path, read_file
 
-reported = pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
-
 PLUGIN = '''
 import mixers
 
@@ -183,13 +181,11 @@ def test_the_nearest_known_name_comes_first():
     assert nearest("xyz", ["b", "a"]) == "Known: a, b."
 
 
-@reported
 def test_one_plugin_named_twice_is_read_once_as_it_is_loaded_once(write):
     path = write(PLUGIN)
     assert "from_plugin" in mixer_catalog([path, path])
 
 
-@reported
 def test_a_class_attribute_that_cannot_be_evaluated_is_no_fact(write):
     path = write("@register_mixer('mine')\nclass Mine:\n    table = {[]: 1}\n    paper = ''\n")
     assert read_file(path, "mixer")[0].facts == {"paper": ""}

@@ -10,8 +10,6 @@ from mixers import MIXERS, list_mixers
 from mixers.catalog import mixer_catalog
 from mixers.plan import SCHEDULES, MixerChoice, check_names, check_prefix, read_plan, spread
 
-reported = pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
-
 LIT = ["none", "none", "attention", "attention"]
 
 
@@ -137,20 +135,17 @@ def test_a_class_token_needs_mixers_that_reach_it(spec, blamed, facts):
     assert "\n" not in str(error.value)
 
 
-@reported
 def test_a_key_beside_plan_is_refused():
     with pytest.raises(ValueError, match="window"):
         read_plan({"plan": ["attention"], "window": 5})
 
 
-@reported
 def test_options_of_a_schedule_are_refused_by_saying_so():
     with pytest.raises(ValueError, match=r"lit.*option") as error:
         check_names(read_plan({"name": "lit", "window": 5}), list_mixers())
     assert "unknown mixer 'lit'" not in str(error.value)
 
 
-@reported
 @pytest.mark.parametrize("spec", [None, 3])
 def test_a_plan_of_the_wrong_type_is_a_value_error(spec):
     with pytest.raises(ValueError, match="mixer"):

@@ -131,7 +131,6 @@ def test_mixers_import_nothing_of_the_bench(foreign, report):
     assert foreign not in report["modules_of_mixers"]
 
 
-@pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
 def test_a_plugins_classes_unpickle_in_another_process(report, folder, clean_registry):
     """pickle finds a class by its module's name, so that name must not differ by process."""
     load_plugin(folder / "early.py")

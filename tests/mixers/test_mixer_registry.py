@@ -8,8 +8,6 @@ import mixers
 from mixers import TokenGrid, TokenMixer, create_mixer, list_mixers, load_plugin
 from mixers.registry import Registry
 
-reported = pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
-
 
 @pytest.fixture
 def registry() -> Registry:
@@ -131,7 +129,6 @@ def test_a_plugin_that_is_no_python_file_is_refused(name, tmp_path):
         load_plugin(tmp_path / name)
 
 
-@reported
 def test_a_plugin_whose_second_class_is_refused_leaves_nothing_behind(tmp_path, clean_registry):
     path = tmp_path / "half.py"
     text = (
@@ -146,7 +143,6 @@ def test_a_plugin_whose_second_class_is_refused_leaves_nothing_behind(tmp_path, 
     load_plugin(path)
 
 
-@reported
 def test_a_mixer_cannot_take_the_name_of_a_schedule(clean_registry):
     with pytest.raises(ValueError, match="'lit'"):
         mixers.register_mixer("lit")(Plain)

@@ -15,8 +15,6 @@ from mixerbench.models.registry import STEMS
 from mixers import MIXERS, list_mixers
 from mixers.plan import SCHEDULES, read_plan
 
-reported = pytest.mark.xfail(strict=True, reason="reported: see the name of the test")
-
 PLANS = [*list_mixers(), *SCHEDULES]
 every_plan = pytest.mark.parametrize("plan", PLANS)
 
@@ -192,7 +190,6 @@ def test_parts_that_do_not_fit_are_refused_in_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-@reported
 @pytest.mark.parametrize(
     "arguments",
     [

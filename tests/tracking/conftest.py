@@ -26,8 +26,7 @@ T0 = 1_700_000_000_000  # milliseconds; long ago, so that a time of today is not
 
 @pytest.fixture(scope="session", autouse=True)
 def _patient_client() -> None:
-    # Store() sets these only where nobody has: busy test machines want more than its defaults.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    # Store() sets this only where nobody has: busy test machines want more than its default.
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "30"
 
 
@@ -142,9 +141,8 @@ class Proxy:
         self._target = int(uri.rpartition(":")[2])
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.answers = 0
-        self.lose: set[int] = set()
-        """Numbers of the answers that are lost, with their connection."""
+        self.lose: list[str] = []
+        """Requests whose answer is lost, with its connection: each entry is part of one's path."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -157,17 +155,23 @@ class Proxy:
             except OSError:
                 return
             upstream = socket.create_connection(("127.0.0.1", self._target))
+            asked: list[str] = []
             for source, sink in ((client, upstream), (upstream, client)):
                 threading.Thread(
-                    target=self._pump, args=(source, sink, sink is client), daemon=True
+                    target=self._pump, args=(source, sink, asked, sink is client), daemon=True
                 ).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, answering: bool) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, asked: list[str], answering: bool
+    ) -> None:
         try:
             while data := source.recv(65536):
+                if not answering and data.startswith((b"GET ", b"POST ", b"PATCH ", b"PUT ")):
+                    asked.append(data.split(b" ", 2)[1].decode())
                 if answering and data.startswith(b"HTTP/1.1"):
-                    self.answers += 1
-                    if self.answers in self.lose:
+                    found = next((part for part in self.lose if part in asked[-1]), None)
+                    if found is not None:
+                        self.lose.remove(found)
                         break
                 sink.sendall(data)
         except OSError:

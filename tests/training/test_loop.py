@@ -1,0 +1,395 @@
+"""What happens in a run: every setting changes what it says, and hardware settings nothing."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixerbench.config.schema import Settings
+from mixerbench.errors import TrainingStopped
+from mixerbench.tracking.journal import FILE_NAME, read
+from mixerbench.training import checkpoint, loop
+from mixerbench.training.loop import CHECKPOINTS
+from mixerbench.training.run import run_training
+
+PLAIN = ["recipe.mixup.mixup=0", "recipe.mixup.cutmix=0", "recipe.regularization.drop_path=0",
+         "recipe.augmentation.repeats=1", "recipe.augmentation.scale=[1,1]",
+         "recipe.augmentation.ratio=[1,1]", "recipe.augmentation.color_jitter=null",
+         "recipe.augmentation.random_erasing=0"]  # fmt: skip
+"""Nothing is drawn but the weights and the order of the images."""
+
+Trained = Callable[..., Any]
+
+
+def _same_weights(one: Any, other: Any) -> bool:
+    return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+# --- what must not matter ---------------------------------------------------------------------
+
+
+def test_a_batch_is_the_same_in_any_number_of_micro_batches(trained: Trained) -> None:
+    curves = [
+        trained(*PLAIN, "recipe.batch.size=32", f"recipe.batch.micro_batch_size={micro}").losses()
+        for micro in (32, 16, 4)
+    ]
+    assert len(curves[0]) == 6
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_micro_batches_matter_where_they_are_part_of_the_recipe(trained: Trained) -> None:
+    one, two = (
+        trained("recipe.batch.size=32", f"recipe.batch.micro_batch_size={micro}").losses()
+        for micro in (32, 16)
+    )
+    assert one != pytest.approx(two, abs=1e-5)  # mixup and drop path draw for each of them
+
+
+@pytest.mark.parametrize(
+    "override", ["run.workers=2", "run.log_every_steps=3", "run.evaluation_batch_size=5",
+                 "run.checkpoint_every_epochs=2", "run.evaluate_every_epochs=3",
+                 "run.grad_checkpointing=true", "run.measure=true run.measure_seconds=0.01"],
+)  # fmt: skip
+def test_a_run_setting_changes_no_weight(override: str, trained: Trained) -> None:
+    assert _same_weights(trained(), trained(*override.split()))
+
+
+def test_gradient_checkpointing_runs_blocks_again(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixerbench.models import vit
+
+    calls = []
+    original = vit.checkpoint
+    monkeypatch.setattr(vit, "checkpoint", lambda *a, **k: (calls.append(a), original(*a, **k))[1])
+    trained("recipe.epochs=1")
+    assert calls == []
+    trained("recipe.epochs=1", "run.grad_checkpointing=true")
+    assert len(calls) == 8  # one block, four steps of two micro-batches
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_keeps_weights_in_full(precision: str, trained: Trained) -> None:
+    full, half = trained(*PLAIN), trained(*PLAIN, f"run.precision={precision}")
+    losses = half.losses()
+    assert all(map(math.isfinite, losses))
+    assert losses != full.losses()
+    assert losses == pytest.approx(full.losses(), rel=0.05)
+    assert {tensor.dtype for tensor in half.weights.values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in half.weights.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_has_the_same_losses(trained: Trained) -> None:
+    plain, compiled = trained(*PLAIN), trained(*PLAIN, "run.compile=true")
+    assert compiled.losses() == pytest.approx(plain.losses(), abs=1e-4)
+    assert compiled.weights.keys() == plain.weights.keys()  # no wrapper's prefix
+
+
+# --- what must matter -------------------------------------------------------------------------
+
+
+def test_the_same_settings_give_the_same_run(trained: Trained) -> None:
+    one, other = trained(), trained()
+    assert one.folder != other.folder
+    assert one.losses() == other.losses()
+    assert _same_weights(one, other)
+
+
+@pytest.mark.parametrize(
+    "override", ["run.seed=1", "recipe.optimizer.lr=1e-2", "recipe.optimizer.weight_decay=0.5",
+                 "recipe.optimizer.betas=[0.5,0.9]", "recipe.optimizer.eps=0.1",
+                 "recipe.optimizer.lr_batch_size=8", "recipe.optimizer.clip_grad_norm=1e-3",
+                 "recipe.schedule.warmup_epochs=1",
+                 "recipe.schedule.warmup_lr=1e-3", "recipe.mixup.mixup=0", "recipe.mixup.cutmix=0",
+                 "recipe.mixup.prob=0.5", "recipe.mixup.switch_prob=0", "recipe.mixup.mode=elem",
+                 "recipe.loss.name=binary_cross_entropy", "recipe.loss.label_smoothing=0",
+                 "recipe.regularization.drop_path=0", "recipe.regularization.dropout=0.5",
+                 "recipe.regularization.layer_scale=0.1", "recipe.augmentation.repeats=1",
+                 "recipe.augmentation.scale=[0.1,0.2]", "recipe.augmentation.hflip=1",
+                 "recipe.augmentation.color_jitter=1", "recipe.augmentation.crop=padded",
+                 "recipe.augmentation.auto_augment=rand-m9",
+                 "recipe.augmentation.random_erasing=1", "data.std=[1,1,1]"],
+)  # fmt: skip
+def test_a_setting_of_the_protocol_changes_the_run(override: str, trained: Trained) -> None:
+    # Two epochs: the second is the first to have left the warm-up's first value.
+    plain, changed = (
+        trained("recipe.epochs=2", "recipe.schedule.warmup_epochs=2", *extra)
+        for extra in ([], [override])
+    )
+    assert not _same_weights(plain, changed)
+
+
+@pytest.fixture
+def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The norm of all gradients as each optimizer step sees them."""
+    seen: list[float] = []
+    create = loop.create_optimizer
+
+    def watched(recipe: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
+        optimizer = create(recipe, model)
+
+        def look(*_: Any) -> None:
+            gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            seen.append(torch.stack(gradients).norm().item())
+
+        optimizer.register_step_pre_hook(look)
+        return optimizer
+
+    monkeypatch.setattr(loop, "create_optimizer", watched)
+    return seen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_to_the_norm_that_is_set(
+    precision: str, trained: Trained, norms: list[float]
+) -> None:
+    trained("recipe.optimizer.name=sgd", f"run.precision={precision}", "recipe.epochs=1",
+            "recipe.optimizer.clip_grad_norm=0.01")  # fmt: skip
+    assert norms == pytest.approx([0.01] * 4, rel=1e-2)
+
+
+def test_gradients_are_left_alone_without_clipping(trained: Trained, norms: list[float]) -> None:
+    trained("recipe.optimizer.name=sgd", "recipe.epochs=1")
+    assert min(norms) > 0.05
+
+
+def test_the_learning_rate_is_logged_as_the_optimizer_had_it(trained: Trained) -> None:
+    settings = ["recipe.epochs=4", "recipe.schedule.warmup_epochs=2", "recipe.optimizer.lr=0.01",
+                "recipe.schedule.warmup_lr=0.002", "recipe.schedule.min_lr=0.001"]  # fmt: skip
+    rates = dict(trained(*settings).curve("train/lr"))
+    # Of each epoch's last step; DeiT's lag: epochs 0 and 1 share the first value.
+    cosine = 0.001 + 0.009 * (1 + math.cos(math.pi * 2 / 4)) / 2
+    assert [rates[step] for step in (4, 8, 12, 16)] == pytest.approx([0.002, 0.002, 0.006, cosine])
+
+
+# --- what is logged and kept ------------------------------------------------------------------
+
+
+def test_the_cadence_is_the_one_that_is_set(trained: Trained) -> None:
+    run = trained("recipe.epochs=5", "run.log_every_steps=3", "run.evaluate_every_epochs=2",
+                  "run.checkpoint_every_epochs=3", "run.keep_checkpoints=9")  # fmt: skip
+    logged = [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]  # every third, and the last of each epoch
+    assert [step for step, _ in run.curve("train/loss")] == logged
+    assert [value for _, value in run.curve("train/epoch")] == [step / 4 for step in logged]
+    assert [step for step, _ in run.curve("val/top1")] == [8, 16, 20]
+    kept = sorted(path.name for path in (run.folder / CHECKPOINTS).iterdir())
+    assert kept == ["step-000000012.safetensors", "step-000000020.safetensors"]
+
+
+def test_a_logged_loss_is_the_mean_since_the_last_line(trained: Trained) -> None:
+    every = trained("recipe.epochs=1").losses()
+    (all_four,) = trained("recipe.epochs=1", "run.log_every_steps=4").losses()
+    assert all_four == pytest.approx(sum(every) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_old_checkpoints_go(keep: int, trained: Trained) -> None:
+    run = trained(f"run.keep_checkpoints={keep}")
+    kept = sorted(path.name for path in (run.folder / CHECKPOINTS).iterdir())
+    every = [f"step-{step:09d}.safetensors" for step in (4, 8, 12)]
+    assert kept == every[-keep:]
+
+
+def test_final_numbers_are_those_of_the_last_validation(trained: Trained) -> None:
+    run = trained()
+    result = run.finished.result
+    for final, of_validation, value in (
+        ("final/top1", "val/top1", result.final.top1),
+        ("final/top5", "val/top5", result.final.top5),
+        ("final/loss", "val/loss", result.final.loss),
+        ("final/ema_top1", "val_ema/top1", result.final_ema.top1),
+        ("final/ema_top5", "val_ema/top5", result.final_ema.top5),
+    ):
+        assert run.curve(final) == [(12, value)] == run.curve(of_validation)[-1:]
+    assert run.curve("best/top1") == [(12, max(value for _, value in run.curve("val/top1")))]
+    assert run.curve("final/images_seen") == [(12, 12 * 16)]
+
+
+def test_the_best_accuracy_outlives_a_resume(
+    trained: Trained, stopped: Callable[..., Path]
+) -> None:
+    whole = trained("recipe.epochs=4")
+    stopped("train/loss", 14, "recipe.epochs=4")
+    resumed = trained("recipe.epochs=4", "run.resume=auto")
+    assert resumed.curve("best/top1") == whole.curve("best/top1")
+
+
+# --- the moving average -----------------------------------------------------------------------
+
+
+def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) -> None:
+    run = trained("recipe.optimizer.lr=0.05", "recipe.schedule.warmup_epochs=1")
+    assert run.curve("val_ema/loss") != run.curve("val/loss")
+    from mixerbench.data.images import open_images
+    from mixerbench.data.loader import eval_loader
+    from mixerbench.training.evaluation import evaluate
+
+    settings, device = run.settings, torch.device("cpu")
+    loader = eval_loader(
+        open_images(settings.protocol).val, settings.protocol, settings.run, device
+    )
+    model = loop.build_model(settings, 4)
+    for file, final in (
+        ("model.safetensors", run.finished.result.final),
+        ("ema.safetensors", run.finished.result.final_ema),
+    ):
+        model.load_state_dict(checkpoint.load(run.folder / file)[0])
+        assert evaluate(model, loader, device, "fp32").loss == final.loss
+
+
+def test_the_moving_average_has_the_decay_that_is_set(
+    trained: Trained, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixerbench.training.state import TrainingState
+
+    seen: list[dict[str, torch.Tensor]] = []
+    create = loop.create_ema
+
+    def watched(recipe: Any, model: torch.nn.Module) -> Any:
+        ema = create(recipe, model)
+        update = ema.update
+        seen.append({name: t.clone() for name, t in model.state_dict().items()})
+
+        def and_look(model: torch.nn.Module) -> None:
+            update(model)
+            seen.append({name: t.clone() for name, t in model.state_dict().items()})
+
+        monkeypatch.setattr(ema, "update", and_look)
+        return ema
+
+    monkeypatch.setattr(loop, "create_ema", watched)
+    run = trained("recipe.ema.decay=0.75", "recipe.epochs=1")
+    assert TrainingState is loop.TrainingState
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
+    average = run.finished.result.ema.state_dict()
+    assert average.keys() == expected.keys()
+    for name, tensor in average.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+# --- losses that are no numbers ---------------------------------------------------------------
+
+
+def _stopped(settings: Settings) -> tuple[str, Path]:
+    folders: list[Path] = []
+    with pytest.raises(TrainingStopped) as stop:
+        run_training(settings, on_folder=folders.append)
+    message = str(stop.value)
+    assert len(message.splitlines()) <= 2
+    last = [record for record, _ in read(folders[0] / FILE_NAME)][-1]
+    assert (last["kind"], last["status"]) == ("end", "FAILED")
+    return message, folders[0]
+
+
+def _all_finite(folder: Path) -> bool:
+    return all(
+        tensor.isfinite().all()
+        for path in (folder / CHECKPOINTS).glob("*.safetensors")
+        for tensor in checkpoint.load(path)[0].values()
+    )
+
+
+@pytest.fixture
+def break_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the loss of one micro-batch, counted from 0, come out as ``value``."""
+
+    def arm(micro_batch: int, value: float) -> None:
+        calls: list[None] = []
+        forward = loop.DistillationLoss.forward
+
+        def broken(self: Any, *arguments: Any) -> torch.Tensor:
+            calls.append(None)
+            loss: torch.Tensor = forward(self, *arguments)
+            return loss * value if len(calls) == micro_batch + 1 else loss
+
+        monkeypatch.setattr(loop.DistillationLoss, "forward", broken)
+
+    return arm
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+    value: float,
+    log_every_steps: int,
+    tiny: Callable[..., Settings],
+    break_loss: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches: list[list[str]] = []
+    add = loop._Watch.add
+
+    def watched(self: Any, loss: torch.Tensor, indices: torch.Tensor) -> None:
+        batches.append([f"random-{index}" for index in indices.tolist()])
+        add(self, loss, indices)
+
+    monkeypatch.setattr(loop._Watch, "add", watched)
+    # Micro-batch 13 of two a step: the second of step 7, in the second epoch.
+    break_loss(13, value)
+    message, folder = _stopped(tiny(f"run.log_every_steps={log_every_steps}"))
+    assert str(value) in message
+    assert "step 7" in message
+    assert all(f"{name}," in message.replace(".", ",") for name in batches[13])
+    assert not set(batches[12]) - set(batches[13]) or "random" in message
+    assert str(folder / CHECKPOINTS / "step-000000004.safetensors") in message
+    assert _all_finite(folder)
+
+
+def test_before_the_first_checkpoint_there_is_none_to_name(
+    tiny: Callable[..., Settings], break_loss: Callable[..., None]
+) -> None:
+    break_loss(0, math.nan)
+    message, folder = _stopped(tiny())
+    assert "step 1" in message
+    assert "none yet" in message
+    assert not (folder / CHECKPOINTS).exists()
+
+
+def test_an_absurd_learning_rate_is_stopped(tiny: Callable[..., Settings]) -> None:
+    message, _ = _stopped(tiny("recipe.optimizer.lr=1e30", "recipe.schedule.warmup_lr=1e30"))
+    assert "protocol.recipe.optimizer.lr" in message
+
+
+def test_the_run_goes_on_from_the_last_good_checkpoint(
+    tiny: Callable[..., Settings], break_loss: Callable[..., None], trained: Trained
+) -> None:
+    break_loss(13, math.nan)
+    _, folder = _stopped(tiny())
+    resumed = trained("run.resume=auto")  # only once was it broken
+    assert resumed.folder == folder
+    assert all(map(math.isfinite, resumed.losses()))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="reported: the update of an epoch's last step is saved without a look at it"
+)
+@pytest.mark.parametrize("step", [4, 12])
+def test_weights_that_are_no_numbers_are_never_saved(
+    step: int, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = loop.create_optimizer
+
+    def poisoned(recipe: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
+        optimizer = create(recipe, model)
+        steps: list[None] = []
+
+        def poison(*_: Any) -> None:  # a gradient that is no number, after a loss that is one
+            steps.append(None)
+            if len(steps) == step:
+                next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
+
+        optimizer.register_step_pre_hook(poison)
+        return optimizer
+
+    monkeypatch.setattr(loop, "create_optimizer", poisoned)
+    _, folder = _stopped(tiny())
+    assert _all_finite(folder)
