@@ -134,8 +134,8 @@ class ViT(nn.Module):
         Raises:
             ValueError: the patches do not tile the images, or a mixer does not take their grid.
         """
-        height, width = token_grid(tuple(images.shape[-2:]), self.patch_size)
-        grid = TokenGrid(height, width, self.num_prefix_tokens)
+        height, width = images.shape[-2:]
+        grid = TokenGrid(*token_grid((height, width), self.patch_size), self.num_prefix_tokens)
         features = self.stem(images)  # (B, C, H, W)
         x = features.flatten(2).transpose(1, 2)
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
