@@ -6,13 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-DEMO := run.evaluate_every_epochs=4
-
 .PHONY: demo test check lock clean
 
 demo: .venv/.installed
-	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro $(DEMO)
-	$(BIN)/mixerbench train mixer=attention stem=conv size=micro $(DEMO)
+	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro run.evaluate_every_epochs=4
+	$(BIN)/mixerbench train mixer=attention stem=conv size=micro run.evaluate_every_epochs=4
 	$(BIN)/mixerbench leaderboard protocol=digits size=micro
 
 test: .venv/.installed

@@ -69,7 +69,7 @@ def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
             raise ValueError(f"a mixer needs a name: {dict(spec)} has none.")
         return (MixerChoice(str(name), options),)
     if not isinstance(spec, Sequence):
-        raise ValueError(f"a mixer is a name, a mapping or a list of these, not {spec!r}.")
+        raise ValueError(f"a mixer plan is a name, a mapping or a list of these, not {spec!r}.")
     choices = tuple(choice for part in spec for choice in read_plan(part))
     if not choices:
         raise ValueError("a mixer plan needs at least one mixer.")

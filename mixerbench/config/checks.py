@@ -1,6 +1,8 @@
 """Checks of resolved settings that need neither torch nor data: the fast refusals."""
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,87 @@ _CHOICES = {
     "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
     "protocol.recipe.loss.name": ("cross_entropy", "binary_cross_entropy"),
-    "protocol.recipe.mixup.mode": ("batch", "pair", "elem"),
+    "protocol.recipe.mixup.mode": ("batch",),  # timm's other modes take timm's own CutMix box
     "protocol.recipe.regularization.drop_path_schedule": ("linear", "constant"),
     "protocol.recipe.distillation.kind": ("none", "soft", "hard"),
 }
 
-_POSITIVE = (
-    "protocol.image_size",
-    "protocol.recipe.epochs",
-    "protocol.recipe.batch.size",
-    "protocol.recipe.batch.micro_batch_size",
-    "protocol.recipe.augmentation.repeats",
-    "run.threads",
-    "run.log_every_steps",
-    "run.evaluate_every_epochs",
-    "run.checkpoint_every_epochs",
-    "run.keep_checkpoints",
-    "run.evaluation_batch_size",
-    "run.measure_batch_size",
+_Test = Callable[[Any], bool]
+_ONE_OR_MORE: tuple[str, _Test] = ("give 1 or more", lambda value: value >= 1)
+_ZERO_OR_MORE: tuple[str, _Test] = ("give 0 or more", lambda value: value >= 0)
+_POSITIVE: tuple[str, _Test] = (
+    "give a number above 0",
+    lambda value: 0 < value < math.inf,
 )
+_SHARE: tuple[str, _Test] = ("give a number from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: tuple[str, _Test] = ("give 0 or more, below 1", lambda value: 0 <= value < 1)
+_PER_CHANNEL: tuple[str, _Test] = ("give one number for each of 3 channels", lambda v: len(v) == 3)
+_RANGE: tuple[str, _Test] = (
+    "give [low, high] above 0",
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+)
+
+_BOUNDS: Mapping[str, tuple[str, _Test]] = {
+    "protocol.image_size": _ONE_OR_MORE,
+    "protocol.data.mean": _PER_CHANNEL,
+    "protocol.data.std": (
+        "give one number above 0 for each of 3 channels",
+        lambda value: len(value) == 3 and min(value) > 0,
+    ),
+    "protocol.recipe.epochs": _ONE_OR_MORE,
+    "protocol.recipe.batch.size": _ONE_OR_MORE,
+    "protocol.recipe.batch.micro_batch_size": _ONE_OR_MORE,
+    "protocol.recipe.optimizer.lr": _POSITIVE,
+    "protocol.recipe.optimizer.lr_batch_size": _ONE_OR_MORE,
+    "protocol.recipe.optimizer.betas": (
+        "give two numbers from 0 to 1",
+        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+    ),
+    "protocol.recipe.optimizer.eps": _POSITIVE,
+    "protocol.recipe.optimizer.weight_decay": _ZERO_OR_MORE,
+    "protocol.recipe.optimizer.clip_grad_norm": _POSITIVE,
+    "protocol.recipe.schedule.warmup_epochs": _ZERO_OR_MORE,
+    "protocol.recipe.schedule.warmup_lr": _ZERO_OR_MORE,
+    "protocol.recipe.schedule.min_lr": _ZERO_OR_MORE,
+    "protocol.recipe.augmentation.scale": _RANGE,
+    "protocol.recipe.augmentation.ratio": _RANGE,
+    "protocol.recipe.augmentation.hflip": _SHARE,
+    "protocol.recipe.augmentation.color_jitter": _ZERO_OR_MORE,
+    "protocol.recipe.augmentation.random_erasing": _SHARE,
+    "protocol.recipe.augmentation.random_erasing_count": _ONE_OR_MORE,
+    "protocol.recipe.augmentation.repeats": _ONE_OR_MORE,
+    "protocol.recipe.mixup.mixup": _ZERO_OR_MORE,
+    "protocol.recipe.mixup.cutmix": _ZERO_OR_MORE,
+    "protocol.recipe.mixup.prob": _SHARE,
+    "protocol.recipe.mixup.switch_prob": _SHARE,
+    "protocol.recipe.loss.label_smoothing": _BELOW_ONE,
+    "protocol.recipe.regularization.drop_path": _BELOW_ONE,
+    "protocol.recipe.regularization.dropout": _BELOW_ONE,
+    "protocol.recipe.ema.decay": _SHARE,
+    "protocol.recipe.distillation.alpha": _SHARE,
+    "protocol.recipe.distillation.tau": _POSITIVE,
+    "protocol.evaluation.crop_ratio": _POSITIVE,
+    "protocol.evaluation.image_size": _ONE_OR_MORE,
+    "run.seed": ("give a number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "run.device": (
+        "give auto, cpu, cuda or cuda:<number>",
+        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
+    ),
+    "run.threads": _ONE_OR_MORE,
+    "run.workers": _ZERO_OR_MORE,
+    "run.log_every_steps": _ONE_OR_MORE,
+    "run.evaluate_every_epochs": _ONE_OR_MORE,
+    "run.checkpoint_every_epochs": _ONE_OR_MORE,
+    "run.keep_checkpoints": _ONE_OR_MORE,
+    "run.evaluation_batch_size": _ONE_OR_MORE,
+    "run.measure_batch_size": _ONE_OR_MORE,
+    "run.measure_seconds": _POSITIVE,
+    "tracking.upload_every_seconds": _POSITIVE,
+    "tracking.timeout_seconds": _POSITIVE,
+    "tracking.flush_seconds": _ZERO_OR_MORE,
+    "tracking.system_metrics_every_seconds": _POSITIVE,
+}
+"""What a value must be, beyond its type; None, where a setting may be null, always passes."""
 
 
 def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
@@ -45,12 +109,13 @@ def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
         value = _get(settings, path)
         if value not in choices:
             raise ValueError(f"{path}={value}: choose one of {', '.join(choices)}.")
-    for path in _POSITIVE:
+    for path, (hint, fits) in _BOUNDS.items():
         value = _get(settings, path)
-        if value < 1:
-            raise ValueError(f"{path}={value}: give 1 or more.")
-    if not 0 <= settings.run.seed < 2**32:
-        raise ValueError(f"run.seed={settings.run.seed}: give a number from 0 to 4294967295.")
+        if value is not None and not fits(value):
+            raise ValueError(f"{path}={value}: {hint}.")
+    for name, value in settings.model["size"].items():
+        if name != "name" and value < 1:
+            raise ValueError(f"size.{name}={value}: give 1 or more.")
     _check_batch(settings)
     _check_model(settings, mixers)
 

@@ -18,7 +18,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,7 +28,7 @@ from mixerbench.config.schema import Composed, Protocol, Run, Settings, Tracking
 from mixerbench.config.sizes import SIZES
 from mixerbench.errors import UserError
 from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
-from mixers.plan import SCHEDULES
+from mixers.plan import SCHEDULES, read_plan
 
 _HERE = Path(__file__).parent
 CONFIGS = next(
@@ -40,6 +40,7 @@ _INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
 """``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
 
 _PARTS = ("backbone", "size", "stem", "mixer")
+_WORDS = ("name", "description", "recipe.name", "data.name")  # chosen by the part's own name
 _GROUPS = (*_PARTS, "protocol", "recipe", "data")
 
 
@@ -76,6 +77,33 @@ def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
     return [_compose_one(list(combination)) for combination in itertools.product(*choices)]
 
 
+def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """Saved settings as overrides, without the parts that the command line chooses anew."""
+    chosen = {override.partition("=")[0] for override in given}
+    overrides = []
+    for part in (*_PARTS, "protocol"):
+        if part in chosen:
+            continue
+        content = saved["protocol"] if part == "protocol" else saved["model"][part]
+        overrides.append(f"{part}={content['name']}")
+        for key, value in flatten(content):
+            if key not in _WORDS:
+                overrides.append(f"{part}.{key}={_in_hydras_words(value)}")
+    if saved["plugins"] and "plugins" not in chosen:
+        overrides.append(f"plugins={_in_hydras_words(saved['plugins'])}")
+    return overrides
+
+
+def _in_hydras_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_in_hydras_words(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_in_hydras_words, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    return {None: "null", True: "true", False: "false"}.get(value, repr(value))
+
+
 def launcher_jobs(arguments: Sequence[str]) -> int | None:
     """``launcher.jobs``, which belongs to a sweep and to none of its runs."""
     for argument in arguments:
@@ -104,6 +132,8 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
         if key == "plugins":
             content = yaml.safe_load(value)
             names = [content] if isinstance(content, str) else content
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UserError(f"{override}: give a list of Python files, plugins=[my_mixer.py].")
             return [str(Path(name).expanduser().absolute()) for name in names]
     return []
 
@@ -117,6 +147,7 @@ def _compose_one(overrides: list[str]) -> Settings:
         catalogs = {kind: part_catalog(kind, plugins) for kind in ("backbone", "stem", "mixer")}
     except ValueError as error:
         raise UserError(str(error)) from None
+    _check_names(overrides, catalogs)
     with _hydra(catalogs):
         try:
             config = hydra.compose("train", overrides)
@@ -125,7 +156,7 @@ def _compose_one(overrides: list[str]) -> Settings:
             raise UserError(_explain(overrides, error)) from None
     model = {part: content[part] for part in _PARTS}
     settings = Settings(
-        label=_label(config, catalogs),
+        label="",
         model=model,
         protocol=build(Protocol, content["protocol"]),
         run=build(Run, content["run"]),
@@ -137,7 +168,38 @@ def _compose_one(overrides: list[str]) -> Settings:
         check(settings, catalogs["mixer"])
     except ValueError as error:
         raise UserError(str(error)) from None
+    settings.label = _label(model, settings.protocol.patch_size, catalogs)
     return settings
+
+
+def _check_names(overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
+    """Refuse what Hydra would refuse less clearly: unknown names of whole groups."""
+    known = {
+        **{kind: list(entries) for kind, entries in catalogs.items()},
+        **{group: config_names(group) for group in ("protocol", *_INSIDE_PROTOCOL[:2])},
+        "size": list(SIZES),
+    }
+    known["mixer"] += SCHEDULES
+    for override in overrides:
+        key, _, text = override.partition("=")
+        group = key.partition("@")[0]
+        if group in known:
+            value = OverridesParser.create().parse_override(override).value()
+            if value not in known[group]:
+                raise UserError(f"unknown {group} {value!r}. {nearest(str(value), known[group])}")
+        elif key.partition(".")[0] in _PARTS and key.endswith(".name"):
+            part = key.removesuffix(".name")
+            raise UserError(f"{key} is not set by itself: choose with {part}={text}.")
+        elif key.partition(".")[0] == "hydra":
+            raise UserError("there is no setting 'hydra': mixerbench keeps its own folders.")
+
+
+@dataclasses.dataclass
+class _SizeNode:
+    name: str
+    dim: int
+    depth: int
+    num_heads: int
 
 
 @contextmanager
@@ -152,7 +214,7 @@ def _hydra(catalogs: Mapping[str, Mapping[str, Entry]]) -> Iterator[None]:
     for name, schedule in SCHEDULES.items():
         store.store(name, {"name": name, "plan": list(schedule.plan)}, group="mixer")
     for name, size in SIZES.items():
-        store.store(name, {"name": name, **dataclasses.asdict(size)}, group="size")
+        store.store(name, _SizeNode(name, **dataclasses.asdict(size)), group="size")
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield
 
@@ -191,13 +253,17 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
                 f"cannot read {argument!r}: settings are given as name=value, "
                 "such as mixer=patch_ff or run.seed=1."
             )
-    try:
-        return OverridesParser.create().parse_overrides([_expand(a) for a in arguments])
-    except HydraException as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{line} Settings are given as name=value; quote a value with special characters."
-        ) from None
+    parser = OverridesParser.create()
+    overrides = []
+    for argument in arguments:
+        try:
+            overrides.append(parser.parse_override(_expand(argument)))
+        except HydraException:
+            raise UserError(
+                f"cannot read {argument!r}: settings are given as name=value. A value with special "
+                "characters needs quotes of its own, name='\"a=b\"'."
+            ) from None
+    return overrides
 
 
 def _expand(argument: str) -> str:
@@ -211,25 +277,26 @@ def _expand(argument: str) -> str:
     return f"protocol.{key}{equals}{value}"
 
 
-def _label(config: DictConfig, catalogs: Mapping[str, Mapping[str, Entry]]) -> str:
+def _label(
+    model: Mapping[str, Any], patch_size: int, catalogs: Mapping[str, Mapping[str, Entry]]
+) -> str:
     """A short name: the mixer, the size, and whatever differs from the plain model."""
-    words = [config.mixer.name, config.size.name]
-    words += [config[part].name for part, plain in (("stem", "patch"), ("backbone", "vit"))
-              if config[part].name != plain]  # fmt: skip
+    names = {part: model[part]["name"] for part in _PARTS}
+    words = [names["mixer"], names["size"]]
+    words += [names[part] for part in ("stem", "backbone") if names[part] not in ("patch", "vit")]
     for part in ("mixer", "stem", "backbone"):
-        entry = catalogs[part].get(config[part].name)
+        entry = catalogs[part].get(names[part])
         for option in entry.options if entry else ():
-            value = config[part][option.name]
-            plain = config.protocol.patch_size if option.default is MISSING else option.default
+            value = model[part][option.name]
+            plain = patch_size if option.default is MISSING else option.default
             if value != (list(plain) if isinstance(plain, tuple) else plain):
                 words.append(f"{option.name}={value}")
-    if config.mixer.name in SCHEDULES:
-        plan = list(config.mixer.plan)
-        if plan != list(SCHEDULES[config.mixer.name].plan):
-            words.append("plan=" + "-".join(map(str, plan)))
-    for name, value in dataclasses.asdict(SIZES[config.size.name]).items():
-        if config.size[name] != value:
-            words.append(f"{name}={config.size[name]}")
+    plan = model["mixer"].get("plan")
+    if plan is not None and tuple(plan) != SCHEDULES[names["mixer"]].plan:
+        words.append("plan=" + "-".join(choice.name for choice in read_plan(plan)))
+    for name, value in dataclasses.asdict(SIZES[names["size"]]).items():
+        if model["size"][name] != value:
+            words.append(f"{name}={model['size'][name]}")
     return "_".join(words)
 
 
@@ -240,23 +307,13 @@ def _explain(overrides: list[str], error: Exception) -> str:
     """What is wrong with the override that Hydra refuses, in our words."""
     groups = [o for o in overrides if o.partition("=")[0].partition("@")[0] in _GROUPS]
     for override in overrides:
-        key, _, value = override.partition("=")
-        group = key.partition("@")[0]
-        if group in _GROUPS:
-            known = _options(group)
-            if value not in known:
-                return f"unknown {group} {value!r}. {nearest(value, known)}"
-            continue
-        message = _explain_field(key, value, groups)
-        if message:
-            return message
+        if override not in groups:
+            key, _, value = override.partition("=")
+            message = _explain_field(key, value, groups)
+            if message:
+                return message
     first = str(error).strip().splitlines()[0]
     return f"{first} (settings: {' '.join(overrides)})"
-
-
-def _options(group: str) -> list[str]:
-    loaded = hydra.core.global_hydra.GlobalHydra.instance().config_loader()
-    return [str(name) for name in loaded.get_group_options(group)]
 
 
 def _explain_field(key: str, value: str, groups: list[str]) -> str | None:

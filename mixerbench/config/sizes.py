@@ -33,7 +33,7 @@ def token_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
         ValueError: the patches do not tile the image.
     """
     if patch_size < 1:
-        raise ValueError(f"a patch of {patch_size} pixels is empty: give 1 or more.")
+        raise ValueError(f"patch_size={patch_size}: give 1 or more.")
     height, width = image_size
     if height % patch_size or width % patch_size:
         raise ValueError(

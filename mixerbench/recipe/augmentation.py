@@ -1,5 +1,6 @@
 """From a PIL image to a normalised tensor, for training and for evaluation."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,8 @@ def eval_transform(protocol: Protocol) -> Transform:
 def _accept_zero_bits(step: Any) -> None:
     # RandAugment at full magnitude asks posterize for 0 bits, on about 0.14 % of images under
     # DeiT's recipe. Pillow returned black when DeiT was written; now it raises.
-    for operation in getattr(step, "ops", ()):
+    operations = [*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))]
+    for operation in operations:
         if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
 

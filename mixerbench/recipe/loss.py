@@ -1,9 +1,9 @@
 """Losses, and distillation around them."""
 
-from typing import Any
-
+import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,19 +78,17 @@ def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | 
     """
     if distillation.kind == "none":
         return None
-    import timm
-
     name, path = distillation.teacher, distillation.teacher_checkpoint
     if not timm.is_model(name):
         raise ValueError(f"teacher {name!r} is not a timm model: see timm.list_models().")
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    if path is not None:
-        arguments["checkpoint_path"] = path
     try:
-        teacher = timm.create_model(name, pretrained=path is None, **arguments)
-    except (RuntimeError, OSError) as error:
+        teacher = timm.create_model(name, pretrained=path is None, num_classes=num_classes)
+        if path is not None:  # DeiT takes the teacher's weights, not their moving average
+            teacher.load_state_dict(load_state_dict(path, use_ema=False, weights_only=True))
+    except Exception as error:  # of the file system, pickle, safetensors, torch or timm
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"teacher {name!r}: cannot load {path or 'its pretrained weights'} for {num_classes} "
-            f"classes: {str(error).splitlines()[0]}"
+            f"classes: {reason}"
         ) from None
     return teacher.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """Where MLflow's store is, whether it answers, and the experiment that runs go to."""
 
+import http.client
 import logging
 import os
 import urllib.error
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     pass
 
 _SQLITE = "sqlite:///"
+_SCHEMES = ("postgresql", "mysql", "mssql", "databricks")
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
@@ -41,7 +43,7 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
     if uri.startswith(("http://", "https://")):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds).close()
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"the MLflow server {uri} does not answer ({reason}): "
@@ -49,6 +51,8 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
             ) from None
     elif uri.startswith(_SQLITE):
         path = Path(uri.removeprefix(_SQLITE))
+        if path.is_dir():
+            raise UserError(f"{uri} is a folder: set tracking.uri=sqlite:///FILE.db, {hint}")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"no place for {path}: its folder is missing or not writable, {hint}")
         if path.is_file() and path.stat().st_size:
@@ -59,6 +63,11 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
         raise UserError(
             f"tracking.uri={uri}: MLflow no longer writes to plain folders. "
             "Give sqlite:///FILE.db or a server's address."
+        )
+    elif uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
+        raise UserError(
+            f"tracking.uri={uri} is no address of a store: "
+            f"give sqlite:///FILE.db, http://HOST:PORT, or a database ({', '.join(_SCHEMES)})."
         )
 
 

@@ -1,14 +1,13 @@
 """``mixerbench eval``: the accuracy of weights in a file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mixerbench.config.compose import compose
-from mixerbench.config.schema import Settings, flatten
+from mixerbench.config.compose import compose, overrides_of
+from mixerbench.config.schema import Settings
 from mixerbench.data.images import Images, open_images
 from mixerbench.data.loader import eval_loader
 from mixerbench.devices import choose_device
@@ -18,9 +17,6 @@ from mixerbench.training import checkpoint
 from mixerbench.training.evaluation import Evaluation, evaluate
 from mixerbench.training.loop import CHECKPOINTS, build_model
 from mixers import load_plugin
-
-PARTS = ("backbone", "size", "stem", "mixer", "protocol")
-_WORDS = ("name", "description", "recipe.name", "data.name")  # chosen by the part's own name
 
 
 def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str | None) -> str:
@@ -117,32 +113,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], label: str) ->
             f"the checkpoint is of another model than {label}: {', '.join(wrong)}. "
             "Leave the model settings out to evaluate the one it was trained as."
         )
-
-
-def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
-    """Saved settings as overrides, without the parts that the command line chooses anew."""
-    chosen = {override.partition("=")[0] for override in given}
-    overrides = []
-    for part in PARTS:
-        if part in chosen:
-            continue
-        content = saved["protocol"] if part == "protocol" else saved["model"][part]
-        overrides.append(f"{part}={content['name']}")
-        for key, value in flatten(content):
-            if key not in _WORDS and value is not None:
-                overrides.append(f"{part}.{key}={_hydra(value)}")
-    if saved["plugins"] and "plugins" not in chosen:
-        overrides.append(f"plugins={_hydra(saved['plugins'])}")
-    return overrides
-
-
-def _hydra(value: Any) -> str:
-    """A value in the notation of overrides."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_hydra, value)) + "]"
-    return json.dumps(value)
 
 
 def _file_in(folder: Path, ema: bool) -> Path:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from mixerbench.config.schema import Settings, build, fingerprint, protocol_fingerprint
 from mixerbench.errors import UserError
@@ -27,8 +28,8 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     }
 
 
-def open_folder(settings: Settings) -> tuple[Path, FileLock]:
-    """The folder to train in, locked against a second process.
+def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]:
+    """The folder to train in, and its lock against a second process: a context to leave.
 
     ``run.resume`` decides: a new folder, the newest unfinished one of these settings, or
     the one that it names.
@@ -46,9 +47,8 @@ def open_folder(settings: Settings) -> tuple[Path, FileLock]:
         _check_resumable(folder, identity)
     if folder is None:
         folder = _new_folder(settings, identity)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is being trained by another process: wait for it.") from None
     if not (folder / RUN_FILE).exists():
@@ -66,7 +66,8 @@ def read_settings(folder: Path) -> Settings:
 
 def _new_folder(settings: Settings, identity: dict[str, Any]) -> Path:
     protocol = f"{settings.protocol.name}-{identity['protocol_fingerprint'][:8]}"
-    name = f"{settings.label}-seed{settings.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    label = re.sub(r"[^\w.-]", "", settings.label)  # what Hydra reads unquoted in run.resume=
+    name = f"{label}-seed{settings.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     parent = Path(settings.run.root).expanduser().absolute() / protocol
     for attempt in range(1, 100):
         folder = parent / (name if attempt == 1 else f"{name}-{attempt}")

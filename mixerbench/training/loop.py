@@ -150,6 +150,7 @@ def train(
         if done % run.evaluate_every_epochs == 0 and done < recipe.epochs:
             _validate(state, validation, device, run.precision, journal)
         if done % run.checkpoint_every_epochs == 0 or done == recipe.epochs:
+            _check_weights(model, progress.step, saved)
             saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
 
     final, final_ema = _validate(state, validation, device, run.precision, journal)
@@ -195,6 +196,22 @@ def _validate(
     return plain, ema
 
 
+def _check_weights(model: nn.Module, step: int, saved: Path | None) -> None:
+    """A gradient that is no number spoils weights after a loss that was one: do not save them."""
+    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
+    if not finite.all():
+        raise TrainingStopped(
+            f"weights became infinite or no numbers by step {step}. {_advice(saved)}"
+        )
+
+
+def _advice(saved: Path | None) -> str:
+    return (
+        f"Last good checkpoint: {saved or 'none yet'}. Lower the learning rate "
+        "(protocol.recipe.optimizer.lr), or use run.precision=fp32."
+    )
+
+
 class _Watch:
     """Losses of the steps since the last log line, kept on the device until then.
 
@@ -227,8 +244,7 @@ class _Watch:
                 f"the loss became {losses[place].item()} at step "
                 f"{step - steps + place // virtual_ranks + 1}. Images of that micro-batch: "
                 f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. "
-                f"Last good checkpoint: {saved or 'none yet'}. Lower the learning rate "
-                "(protocol.recipe.optimizer.lr), or use run.precision=fp32."
+                f"{_advice(saved)}"
             )
         now = time.perf_counter()
         images = sum(len(indices) for indices in self._indices)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
@@ -18,7 +19,9 @@ from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
+from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
+from mixerbench.recipe.optimization import create_optimizer
 from mixerbench.tracking.journal import FILE_NAME, Journal
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.store import check_reachable, resolve_uri
@@ -62,6 +65,7 @@ def run_training(
         if settings.run.measure:  # an operator that cannot be counted fails now, not afterwards
             count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
+        _try_names(settings, model)
     except (ValueError, CountingError) as error:
         raise UserError(str(error)) from None
     if not settings.tracking.offline:
@@ -111,6 +115,32 @@ def _complete(settings: Settings, splits: Splits) -> None:
             raise ValueError(f"there is no teacher checkpoint {path}.")
         with open(path, "rb") as file:
             distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _try_names(settings: Settings, model: nn.Module) -> None:
+    """Refuse names that only timm can judge, before there is a folder.
+
+    Raises:
+        ValueError: which settings, and what timm says.
+    """
+    protocol = settings.protocol
+    attempts: dict[str, Callable[[], object]] = {
+        f"recipe.optimizer.name={protocol.recipe.optimizer.name}": lambda: create_optimizer(
+            protocol.recipe, model
+        ),
+        f"recipe.augmentation={dataclasses.asdict(protocol.recipe.augmentation)}": lambda: (
+            train_transform(protocol)
+        ),
+        f"evaluation.interpolation={protocol.evaluation.interpolation}": lambda: eval_transform(
+            protocol
+        ),
+    }
+    for given, attempt in attempts.items():
+        try:
+            attempt()
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"protocol.{given}: timm does not take it ({reason}).") from None
 
 
 def _describe(settings: Settings, folder: Path, device: torch.device, journal: Journal) -> None:

@@ -73,7 +73,9 @@ def test_images_of_all_sizes_make_one_batch(folder, tree):
 
 def test_root_may_be_in_the_home_folder(folder, tree, monkeypatch):
     monkeypatch.setenv("HOME", str(tree.root.parent))
-    assert open_images(folder(data__root="~/images")).train.classes == ["flower", "temple"]
+    splits = open_images(folder(data__root="~/images"))
+    assert names(splits.val) == ["flower/0.JPEG", "temple/0.JPEG"]
+    assert splits.val.load(0).size == (48, 40)
 
 
 # --- refusals -------------------------------------------------------------------------------

@@ -269,14 +269,7 @@ def test_timms_own_randaugment_raises_on_these_draws(seeds_of_zero_bits, seed_al
         "augmix-m10-mstd1",
         "original",
         "rand-m1-mstd0.5",  # without inc1, low magnitudes keep no bits
-        pytest.param(
-            "v0",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=ValueError,
-                reason="_accept_zero_bits looks into .ops and not into AutoAugment's .policy",
-            ),
-        ),
+        "v0",
     ],
 )
 def test_no_policy_of_timm_raises_at_zero_bits(policy, protocol, seed_all):

@@ -120,7 +120,6 @@ def test_teacher_of_other_classes_is_refused(file, original, settings, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="create_teacher lets other exceptions than two through")
 @pytest.mark.parametrize(
     ("file", "content"),
     [("missing.pth", None), ("empty.pth", b""), ("broken.safetensors", b"x" * 64)],
@@ -132,7 +131,6 @@ def test_file_without_weights_is_a_one_line_error(file, content, settings, tmp_p
         create_teacher(settings(tmp_path / file), CLASSES)
 
 
-@pytest.mark.xfail(strict=True, reason="timm prefers 'model_ema'; DeiT takes checkpoint['model']")
 def test_checkpoint_of_a_deit_run_gives_its_weights_and_not_their_average(
     original, settings, tmp_path
 ):

@@ -114,18 +114,15 @@ def test_plain_folders_are_refused(uri: str) -> None:
     assert "sqlite:///" in message
 
 
-@pytest.mark.xfail(strict=True, reason="reported: accepted, the whole run is trained unseen")
 @pytest.mark.parametrize("uri", ["htp://127.0.0.1:5000", "sqlite://a.db", "sqlite:////tmp"])
 def test_an_address_that_no_store_can_have_is_refused(uri: str) -> None:
     _refusal(uri)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: http.client.InvalidURL with its traceback")
 def test_a_port_that_is_no_number_is_refused() -> None:
     assert "abc" in _refusal("http://127.0.0.1:abc")
 
 
-@pytest.mark.xfail(strict=True, reason="reported: http.client.BadStatusLine with its traceback")
 def test_a_server_that_speaks_no_http_is_refused(answering: Answering) -> None:
     uri, _ = answering(b"SSH-2.0-OpenSSH_9.6\r\n")
     assert "does not answer" in _refusal(uri)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ DATA = [
 MODEL = ["size.depth=1", "size.dim=16", "size.num_heads=2"]
 RECIPE = ["recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=8",
           "recipe.augmentation.repeats=2", "recipe.mixup.prob=1", "recipe.ema.decay=0.9",
-          "recipe.regularization.drop_path=0.2"]  # fmt: skip
+          "recipe.regularization.drop_path=0.2",
+          "recipe.regularization.drop_path_schedule=constant", "recipe.optimizer.lr=2e-3",
+          "recipe.schedule.warmup_lr=1e-3", "recipe.schedule.warmup_epochs=1"]  # fmt: skip
 RUN = ["tracking.offline=true", "run.measure=false", "run.progress=false", "run.log_every_steps=1",
        "run.device=cpu"]  # fmt: skip
 STEPS = 4  # of an epoch
@@ -34,15 +37,21 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., Settings]:
-    """Settings of a tiny run below the test's folder; everything random is on."""
+@pytest.fixture(scope="session")
+def tiny_below() -> Callable[..., Settings]:
+    """Settings of a tiny run below a folder; everything random is on."""
 
-    def make(*overrides: str) -> Settings:
-        places = [f"run.root={tmp_path / 'runs'}"]
-        return compose([*DATA, *MODEL, *RECIPE, *RUN, *places, *overrides])
+    def make(folder: Path, *overrides: str) -> Settings:
+        root = f"run.root={folder / 'runs'}"
+        return compose([*DATA, *MODEL, *RECIPE, *RUN, root, *overrides])
 
     return make
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_below: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a tiny run below the test's own folder."""
+    return partial(tiny_below, tmp_path)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,13 @@ def trained(tiny: Callable[..., Settings]) -> Callable[..., Trained]:
         return Trained(run_training(settings), settings)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_below: Callable[..., Settings]) -> Trained:
+    """The run without overrides, trained once for all tests. Look, don't touch."""
+    settings = tiny_below(tmp_path_factory.mktemp("plain"))
+    return Trained(run_training(settings), settings)
 
 
 class Stop(Exception):  # noqa: N818 - it says what it does

@@ -1,5 +1,6 @@
 """What happens in a run: every setting changes what it says, and hardware settings nothing."""
 
+import gc
 import math
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import TrainingStopped
@@ -55,8 +57,8 @@ def test_micro_batches_matter_where_they_are_part_of_the_recipe(trained: Trained
                  "run.checkpoint_every_epochs=2", "run.evaluate_every_epochs=3",
                  "run.grad_checkpointing=true", "run.measure=true run.measure_seconds=0.01"],
 )  # fmt: skip
-def test_a_run_setting_changes_no_weight(override: str, trained: Trained) -> None:
-    assert _same_weights(trained(), trained(*override.split()))
+def test_a_run_setting_changes_no_weight(override: str, plain: Any, trained: Trained) -> None:
+    assert _same_weights(plain, trained(*override.split()))
 
 
 def test_gradient_checkpointing_runs_blocks_again(
@@ -86,8 +88,13 @@ def test_half_precision_trains_and_keeps_weights_in_full(precision: str, trained
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_has_the_same_losses(trained: Trained) -> None:
-    plain, compiled = trained(*PLAIN), trained(*PLAIN, "run.compile=true")
+def test_a_compiled_model_has_the_same_losses(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No worker processes, and few kernels: the compiler is what takes the time.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    settings = [*PLAIN, "mixer=none", "recipe.epochs=2"]
+    plain, compiled = trained(*settings), trained(*settings, "run.compile=true")
     assert compiled.losses() == pytest.approx(plain.losses(), abs=1e-4)
     assert compiled.weights.keys() == plain.weights.keys()  # no wrapper's prefix
 
@@ -95,35 +102,33 @@ def test_a_compiled_model_has_the_same_losses(trained: Trained) -> None:
 # --- what must matter -------------------------------------------------------------------------
 
 
-def test_the_same_settings_give_the_same_run(trained: Trained) -> None:
-    one, other = trained(), trained()
-    assert one.folder != other.folder
-    assert one.losses() == other.losses()
-    assert _same_weights(one, other)
+def test_the_same_settings_give_the_same_run(plain: Any, trained: Trained) -> None:
+    again = trained()
+    assert again.folder != plain.folder
+    assert again.losses() == plain.losses()
+    assert _same_weights(again, plain)
 
 
 @pytest.mark.parametrize(
     "override", ["run.seed=1", "recipe.optimizer.lr=1e-2", "recipe.optimizer.weight_decay=0.5",
                  "recipe.optimizer.betas=[0.5,0.9]", "recipe.optimizer.eps=0.1",
                  "recipe.optimizer.lr_batch_size=8", "recipe.optimizer.clip_grad_norm=1e-3",
-                 "recipe.schedule.warmup_epochs=1",
-                 "recipe.schedule.warmup_lr=1e-3", "recipe.mixup.mixup=0", "recipe.mixup.cutmix=0",
+                 "recipe.schedule.warmup_epochs=2",
+                 "recipe.schedule.warmup_lr=2e-3", "recipe.schedule.min_lr=1e-3",
+                 "recipe.mixup.mixup=0", "recipe.mixup.cutmix=0",
                  "recipe.mixup.prob=0.5", "recipe.mixup.switch_prob=0", "recipe.mixup.mode=elem",
                  "recipe.loss.name=binary_cross_entropy", "recipe.loss.label_smoothing=0",
-                 "recipe.regularization.drop_path=0", "recipe.regularization.dropout=0.5",
+                 "recipe.regularization.drop_path=0",
+                 "recipe.regularization.drop_path_schedule=linear",
+                 "recipe.regularization.dropout=0.5",
                  "recipe.regularization.layer_scale=0.1", "recipe.augmentation.repeats=1",
                  "recipe.augmentation.scale=[0.1,0.2]", "recipe.augmentation.hflip=1",
                  "recipe.augmentation.color_jitter=1", "recipe.augmentation.crop=padded",
                  "recipe.augmentation.auto_augment=rand-m9",
                  "recipe.augmentation.random_erasing=1", "data.std=[1,1,1]"],
 )  # fmt: skip
-def test_a_setting_of_the_protocol_changes_the_run(override: str, trained: Trained) -> None:
-    # Two epochs: the second is the first to have left the warm-up's first value.
-    plain, changed = (
-        trained("recipe.epochs=2", "recipe.schedule.warmup_epochs=2", *extra)
-        for extra in ([], [override])
-    )
-    assert not _same_weights(plain, changed)
+def test_a_setting_changes_the_run(override: str, plain: Any, trained: Trained) -> None:
+    assert not _same_weights(plain, trained(override))
 
 
 @pytest.fixture
@@ -197,9 +202,8 @@ def test_old_checkpoints_go(keep: int, trained: Trained) -> None:
     assert kept == every[-keep:]
 
 
-def test_final_numbers_are_those_of_the_last_validation(trained: Trained) -> None:
-    run = trained()
-    result = run.finished.result
+def test_final_numbers_are_those_of_the_last_validation(plain: Any) -> None:
+    run, result = plain, plain.finished.result
     for final, of_validation, value in (
         ("final/top1", "val/top1", result.final.top1),
         ("final/top5", "val/top5", result.final.top5),
@@ -245,10 +249,8 @@ def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) ->
 
 
 def test_the_moving_average_has_the_decay_that_is_set(
-    trained: Trained, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixerbench.training.state import TrainingState
-
     seen: list[dict[str, torch.Tensor]] = []
     create = loop.create_ema
 
@@ -266,7 +268,6 @@ def test_the_moving_average_has_the_decay_that_is_set(
 
     monkeypatch.setattr(loop, "create_ema", watched)
     run = trained("recipe.ema.decay=0.75", "recipe.epochs=1")
-    assert TrainingState is loop.TrainingState
     expected = seen[0]
     for weights in seen[1:]:
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
@@ -285,6 +286,8 @@ def _stopped(settings: Settings) -> tuple[str, Path]:
         run_training(settings, on_folder=folders.append)
     message = str(stop.value)
     assert len(message.splitlines()) <= 2
+    del stop
+    gc.collect()  # the traceback holds the folder's lock
     last = [record for record, _ in read(folders[0] / FILE_NAME)][-1]
     assert (last["kind"], last["status"]) == ("end", "FAILED")
     return message, folders[0]
@@ -339,9 +342,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     assert str(value) in message
     assert "step 7" in message
     assert all(f"{name}," in message.replace(".", ",") for name in batches[13])
-    assert not set(batches[12]) - set(batches[13]) or "random" in message
     assert str(folder / CHECKPOINTS / "step-000000004.safetensors") in message
     assert _all_finite(folder)
+
+
+def test_the_folder_of_a_stopped_run_is_free_again(
+    tiny: Callable[..., Settings], break_loss: Callable[..., None]
+) -> None:
+    break_loss(0, math.nan)
+    folders: list[Path] = []
+    with pytest.raises(TrainingStopped) as stop:  # as a notebook keeps the last traceback
+        run_training(tiny(), on_folder=folders.append)
+    with FileLock(folders[0] / ".lock", timeout=0):
+        assert "step 1" in str(stop.value)
 
 
 def test_before_the_first_checkpoint_there_is_none_to_name(
@@ -369,9 +382,6 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(
     assert all(map(math.isfinite, resumed.losses()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reported: the update of an epoch's last step is saved without a look at it"
-)
 @pytest.mark.parametrize("step", [4, 12])
 def test_weights_that_are_no_numbers_are_never_saved(
     step: int, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch

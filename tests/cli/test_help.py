@@ -1,0 +1,99 @@
+"""Help, lists, and what the command line says of commands and options that are not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mixerbench
+from mixerbench.config.compose import config_names, part_catalog
+from mixerbench.config.sizes import SIZES
+from mixers.plan import SCHEDULES
+
+COMMANDS = ("train", "eval", "profile", "list", "leaderboard", "sync")
+Command = Callable[..., Any]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help_names_every_command(arguments: list[str], command: Command) -> None:
+    outcome = command(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    for name in COMMANDS:
+        assert f"\n  {name} " in outcome.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_examples_of_it(name: str, command: Command) -> None:
+    outcome = command(name, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "examples:" in outcome.out
+    assert outcome.out.count(f"\n  mixerbench {name}") >= 2
+    assert all(len(line) <= 100 for line in outcome.out.splitlines())
+
+
+def test_the_version_is_the_packages(command: Command) -> None:
+    assert command("--version").out == f"{mixerbench.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], ("'trian'", "'train'", "leaderboard")),
+        (["evaluate"], ("'evaluate'", "'eval'")),
+        (["mixer=attention"], ("'mixer=attention'", "train")),
+        (["--train"], ("'--train'", "train")),
+        (["train", "--multi"], ("--multi", "mixerbench train --help")),
+        (["list", "mixrs"], ("'mixrs'", "'mixers'")),
+        (["sync"], ("mixerbench sync --help",)),
+        (["sync", "/nowhere"], ("/nowhere", "run's folder")),
+        (["eval"], ("checkpoint=",)),
+        (["leaderboard", "--format", "xml"], ("'xml'", "csv", "markdown")),
+        (["leaderboard", "--sort", "top-1"], ("'top-1'", "top1")),
+        (["leaderboard", "--uri", "sqlite:////nowhere/a.db"], ("/nowhere/a.db",)),
+        (["leaderboard", "--explain", "a"], ("--explain", "2")),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(
+    arguments: list[str], expected: tuple[str, ...], refused: Callable[..., str]
+) -> None:
+    message = refused(*arguments)
+    for words in expected:
+        assert words in message
+
+
+@pytest.mark.parametrize("wrong", ["foo=1", "plugin=[x.py]", "plugins=[missing.py]", "plugins=[a"])
+def test_list_takes_no_setting_but_plugins(wrong: str, refused: Callable[..., str]) -> None:
+    refused("list", wrong)
+
+
+def test_list_names_everything_that_can_be_named(command: Command) -> None:
+    out = command("list").out
+    for name in (
+        *part_catalog("mixer"), *SCHEDULES, *part_catalog("stem"), *part_catalog("backbone"),
+        *SIZES, *config_names("protocol"), *config_names("recipe"), *config_names("data"),
+    ):  # fmt: skip
+        assert f"\n{name} " in out or f"\n{name}\n" in out
+
+
+def test_list_shows_options_as_they_are_set(command: Command) -> None:
+    out = command("list", "mixers").out
+    for option in ("mixer.window=7", "mixer.border=zero", "mixer.hidden_dim=null",
+                   "mixer.qkv_bias=true", "mixer.plan=[none,none,attention,attention]"):  # fmt: skip
+        assert option in out
+    assert "micro" not in out  # a size
+
+
+def test_list_shows_the_mixers_of_a_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        '@register_mixer("mine")\nclass Mine(TokenMixer):\n    any_grid = True\n'
+        "    mixes_prefix = False\n    paper = 'my own'\n"
+        "    def __init__(self, dim, grid, heads, *, size: int = 3): ...\n"
+    )
+    out = command("list", "mixers", "plugins=[mine.py]").out
+    assert "mixer.size=3" in out
+    assert "my own" in out
+    assert "mine" not in command("list", "mixers").out

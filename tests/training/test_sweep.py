@@ -1,0 +1,190 @@
+"""Many runs side by side. The children are stand-ins here: a sweep of real ones is in tests/cli."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixerbench.config.compose import compose_sweep
+from mixerbench.config.schema import Settings, build
+from mixerbench.errors import TrainingStopped
+from mixerbench.training import sweep as sweep_module
+from mixerbench.training.sweep import default_jobs, run_sweep
+
+# Writes when it began and ended and what it was told; seed 1 fails, seed 2 ends without a word.
+CHILD = """
+import json, pathlib, sys, time, yaml
+scratch, log = map(pathlib.Path, sys.argv[1:])
+settings = yaml.safe_load((scratch / "settings.yaml").read_text())
+began = time.time()
+time.sleep(0.3)
+seed = settings["run"]["seed"]
+with open(log, "a") as file:
+    file.write(json.dumps([seed, began, time.time(), settings]) + "\\n")
+if seed == 1:
+    sys.exit("mixerbench: the loss became nan at step 7.")
+sys.exit(3 if seed == 2 else 0)
+"""
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
+    """Replaces the training processes; returns what they have written."""
+    log = tmp_path / "log"
+    real = subprocess.Popen
+
+    def stand_in(command: list[str], **options: Any) -> Any:
+        assert command[:3] == [sys.executable, "-m", "mixerbench.training.sweep"]
+        return real([sys.executable, "-c", CHILD, command[3], str(log)], **options)
+
+    monkeypatch.setattr(sweep_module.subprocess, "Popen", stand_in)
+    monkeypatch.setattr(sweep_module, "_POLL_SECONDS", 0.02)
+    return lambda: [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _sweep(*overrides: str) -> list[Settings]:
+    return compose_sweep(["run.progress=false", *overrides])
+
+
+def _most_at_once(rows: list[Any]) -> int:
+    events = [(began, 1) for _, began, _, _ in rows] + [(ended, -1) for _, _, ended, _ in rows]
+    running = most = 0
+    for _, change in sorted(events):
+        running += change
+        most = max(most, running)
+    return most
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_so_many_run_side_by_side_as_the_setting_says(
+    jobs: int, children: Callable[[], list[Any]]
+) -> None:
+    run_sweep(_sweep("run.seed=0,3,4,5"), jobs)
+    rows = children()
+    assert sorted(seed for seed, *_ in rows) == [0, 3, 4, 5]
+    assert _most_at_once(rows) <= jobs
+    if jobs == 1:
+        assert [seed for seed, *_ in rows] == [0, 3, 4, 5]
+
+
+def test_a_child_gets_the_resolved_settings_and_draws_no_bars(
+    children: Callable[[], list[Any]],
+) -> None:
+    (settings,) = compose_sweep(["mixer=patch_ff", "recipe.epochs=2"])
+    run_sweep([settings], 1)
+    ((_, _, _, told),) = children()
+    found = build(Settings, told)
+    assert not found.run.progress
+    found.run.progress = True
+    assert found == settings
+
+
+def test_runs_that_fail_are_named_and_the_others_finish(
+    children: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TrainingStopped) as stop:
+        run_sweep(_sweep("run.seed=1,2,3"), 1)
+    assert [seed for seed, *_ in children()] == [1, 2, 3]
+    assert "2 of 3" in str(stop.value)
+    said = " ".join((str(stop.value) + capsys.readouterr().err).split())
+    for words in ("seed 1", "seed 2", "nan at step 7", "exit code 3"):
+        assert words in said
+    assert "seed 3" not in said
+
+
+def test_an_interrupt_ends_the_children(
+    children: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = sweep_module._Child.start
+
+    def started_and_remembered(self: Any) -> Any:
+        child = start(self)
+        started.append(child._process)
+        return child
+
+    def interrupt(self: Any, view: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module._Child, "start", started_and_remembered)
+    monkeypatch.setattr(sweep_module._Child, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(_sweep("run.seed=0,3"), 2)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ("mixer=patch_ff,attention", ["patch_ff_micro", "attention_micro"]),
+        ("run.seed=0,1", ["attention_micro seed 0", "attention_micro seed 1"]),
+        ("recipe.epochs=1,2", ["attention_micro seed 0 #1", "attention_micro seed 0 #2"]),
+    ],
+)
+def test_runs_have_names_that_tell_them_apart(
+    overrides: str, names: list[str], children: Callable[[], list[Any]], monkeypatch: Any
+) -> None:
+    started: list[str] = []
+    start = sweep_module._Child.start
+    monkeypatch.setattr(
+        sweep_module._Child, "start", lambda self: (started.append(self.name), start(self))[1]
+    )
+    try:
+        run_sweep(_sweep(overrides), 2)
+    except TrainingStopped:
+        assert "run.seed" in overrides  # seed 1 fails
+    assert started == names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "jobs"), [(["run.threads=1"], 8), (["run.threads=3"], 2), (["run.threads=99"], 1),
+                            (["run.device=cuda"], 1)],
+)  # fmt: skip
+def test_without_a_number_there_is_a_run_per_core_or_gpu(
+    overrides: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep_module.shutil, "which", lambda _: None)
+    (settings,) = _sweep(*overrides)
+    assert default_jobs(settings) == jobs
+
+
+def test_progress_is_read_from_the_childs_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixerbench.tracking.journal import FILE_NAME, Journal
+
+    (settings,) = _sweep()
+    scratch, folder = tmp_path / "0", tmp_path / "run"
+    scratch.mkdir()
+    folder.mkdir()
+    child = sweep_module._Child("name", settings, scratch)
+    shown: list[tuple[str, Any]] = []
+
+    class View:
+        def show(self, name: str, record: Any) -> None:
+            shown.append((name, record.get("step")))
+
+    child.report(View())  # type: ignore[arg-type]  # no folder yet
+    (scratch / "folder").write_text(str(folder))
+    child.report(View())  # type: ignore[arg-type]  # no journal yet
+    journal = Journal(folder / FILE_NAME)
+    for step in (1, 2):
+        journal.metrics(step, {"loss": 1.0})
+        child.report(View())  # type: ignore[arg-type]
+    assert shown == [("name", 1), ("name", 2)]
+
+
+@pytest.mark.xfail(strict=True, reason="reported: a negative number of jobs waits for ever")
+def test_less_than_one_job_is_no_sweep_that_waits_for_ever(
+    children: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps = iter(range(100))
+    monkeypatch.setattr(sweep_module.time, "sleep", lambda _: next(naps))  # then StopIteration
+    run_sweep(_sweep("run.seed=0"), -1)
+    assert len(children()) == 1
