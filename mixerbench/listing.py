@@ -1,9 +1,12 @@
 """``mixerbench list``: what can be named, read from source and from ``configs/``; no torch."""
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
 from mixerbench.config.sizes import SIZES
@@ -25,7 +28,9 @@ def listing(arguments: Sequence[str]) -> str:
     for name in names:
         if name not in _TABLES:
             raise UserError(f"there is no list of {name!r}. {nearest(name, _TABLES)}")
-    console = Console(highlight=False)
+    # What reads a pipe wants whole lines, and below 110 characters nothing is left for papers.
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    console = Console(highlight=False, width=max(columns, 110))
     with console.capture() as capture:
         for name in names or _TABLES:
             try:
@@ -33,10 +38,12 @@ def listing(arguments: Sequence[str]) -> str:
             except ValueError as error:
                 raise UserError(str(error)) from None
             table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-            for column in header:
-                table.add_column(column, no_wrap=column == "options")
+            for column, cells in zip(header, zip(*rows, strict=True), strict=True):
+                lines = [line for cell in (column, *cells) for line in cell.splitlines()]
+                whole = column not in ("paper", "what it is")  # these wrap, the others do not
+                table.add_column(column, min_width=max(map(len, lines)) if whole else None)
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             console.print(table)
             console.print()
     return capture.get().rstrip()
@@ -49,7 +56,7 @@ def _mixers(plugins: Sequence[str]) -> Rows:
         token = "yes" if entry.facts.get("mixes_prefix") else "no"
         rows.append((name, _options("mixer", entry.options), any_grid, token, entry.paper))
     for name, schedule in SCHEDULES.items():
-        plan = f"mixer.plan={','.join(schedule.plan)}"
+        plan = f"mixer.plan=[{','.join(schedule.plan)}]"
         rows.append((name, plan, "any", "yes", schedule.paper))
     return ("mixer", "options", "grid", "class token", "paper"), sorted(rows)
 

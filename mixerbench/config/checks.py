@@ -35,6 +35,10 @@ _RANGE: tuple[str, _Test] = (
     "give [low, high] above 0",
     lambda value: len(value) == 2 and 0 < value[0] <= value[1],
 )
+_SHARES: tuple[str, _Test] = (
+    "give [low, high] above 0 and up to 1",
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+)
 
 _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.image_size": _ONE_OR_MORE,
@@ -58,7 +62,7 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.schedule.warmup_epochs": _ZERO_OR_MORE,
     "protocol.recipe.schedule.warmup_lr": _ZERO_OR_MORE,
     "protocol.recipe.schedule.min_lr": _ZERO_OR_MORE,
-    "protocol.recipe.augmentation.scale": _RANGE,
+    "protocol.recipe.augmentation.scale": _SHARES,
     "protocol.recipe.augmentation.ratio": _RANGE,
     "protocol.recipe.augmentation.hflip": _SHARE,
     "protocol.recipe.augmentation.color_jitter": _ZERO_OR_MORE,
@@ -149,12 +153,18 @@ def check_data(data: Data) -> None:
 def _check_batch(settings: Settings) -> None:
     recipe = settings.protocol.recipe
     batch, micro = recipe.batch.size, recipe.batch.micro_batch_size
+    mixed = bool(recipe.mixup.mixup or recipe.mixup.cutmix)
     if batch % micro:
         raise ValueError(
             f"a batch of {batch} images is not divisible into micro-batches of {micro}: "
             "change protocol.recipe.batch.size or protocol.recipe.batch.micro_batch_size."
         )
-    if micro % 2 and (recipe.mixup.mixup or recipe.mixup.cutmix):
+    if recipe.loss.name == "binary_cross_entropy" and recipe.loss.label_smoothing and mixed:
+        raise ValueError(
+            "binary cross-entropy takes every class of a mixture as a target, and label smoothing "
+            "puts all classes into it: set protocol.recipe.loss.label_smoothing=0."
+        )
+    if micro % 2 and mixed:
         raise ValueError(
             f"mixup pairs the images of a micro-batch, and {micro} is odd: "
             "set protocol.recipe.batch.micro_batch_size to an even number."

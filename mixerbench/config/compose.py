@@ -7,6 +7,7 @@ what is registered is read from source.
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _in_hydras_words(value: Any) -> str:
         return "[" + ",".join(map(_in_hydras_words, value)) + "]"
     if isinstance(value, str):
         return QuotedString(value, Quote.double).with_quotes()
-    return {None: "null", True: "true", False: "false"}.get(value, repr(value))
+    return json.dumps(value)
 
 
 def launcher_jobs(arguments: Sequence[str]) -> int | None:
@@ -109,6 +110,8 @@ def launcher_jobs(arguments: Sequence[str]) -> int | None:
     for argument in arguments:
         if argument.startswith("launcher.jobs="):
             value = argument.partition("=")[2]
+            if value != "null" and int(value) < 1:
+                raise UserError(f"{argument}: give 1 or more.")
             return None if value == "null" else int(value)
     return None
 
@@ -256,8 +259,12 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     overrides = []
     for argument in arguments:
+        expanded = _expand(argument)
+        key, _, value = expanded.partition("=")
+        if not value.isascii() and not re.search(r"[][(){}'\",=]", value):
+            expanded = f"{key}={QuotedString(value, Quote.double).with_quotes()}"  # a path, a name
         try:
-            overrides.append(parser.parse_override(_expand(argument)))
+            overrides.append(parser.parse_override(expanded))
         except HydraException:
             raise UserError(
                 f"cannot read {argument!r}: settings are given as name=value. A value with special "

@@ -44,7 +44,9 @@ class Splits:
         sha = hashlib.sha256()
         for split, images in (("train", self.train), ("val", self.val)):
             for index, target in enumerate(images.targets):
-                sha.update(f"{split}\0{images.name(index)}\0{target}\n".encode())
+                sha.update(
+                    f"{split}\0{images.name(index)}\0{target}\n".encode(errors="surrogateescape")
+                )
         return sha.hexdigest()[:16]
 
 
@@ -169,9 +171,10 @@ def _cifar(data: Data) -> Splits:
         try:
             images = cls(str(root), train=train, download=data.download)
         except (RuntimeError, OSError) as error:
+            tried = " and could not be downloaded" if data.download else ""
             raise ValueError(
-                f"data set {data.name!r} is not in {root} and could not be downloaded "
-                f"({str(error).splitlines()[0]}): put it there, or set protocol.data.root."
+                f"data set {data.name!r} is not in {root}{tried} ({str(error).splitlines()[0]}): "
+                "put it there, set protocol.data.root, or set protocol.data.download=true."
             ) from None
         names = [str(number) for number in range(len(images.targets))]
         return _Arrays(images.data, images.targets, images.classes, names)

@@ -44,7 +44,7 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds).close()
         except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
+            reason = str(getattr(error, "reason", error)).strip()
             raise UserError(
                 f"the MLflow server {uri} does not answer ({reason}): "
                 f"start it, set tracking.uri, {hint}"
@@ -79,8 +79,9 @@ class Store:
     """
 
     def __init__(self, uri: str, timeout_seconds: float) -> None:
-        # MLflow's own defaults wait for 247 seconds; the journal makes waiting needless.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # MLflow's own defaults wait for 247 seconds, and repeating a call whose answer was lost
+        # makes a second run. The upload asks again by itself, and looks first what is there.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(max(timeout_seconds, 1))))
         for chatty in ("mlflow", "alembic"):  # they announce every table of a new store
             logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -101,22 +102,23 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        options: dict[str, Any] = {}
-        if self.uri.startswith(_SQLITE):
-            # MLflow would write artifacts below the folder that this process happens to be in.
-            folder = Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts"
-            options["artifact_location"] = folder.as_uri()
-        try:
-            identifier = str(self.client.create_experiment(name, **options))
-        except MlflowException:  # another process was faster
+        if found is None:
+            options: dict[str, Any] = {}
+            if self.uri.startswith(_SQLITE):
+                # MLflow would write artifacts below the folder that this process is in.
+                folder = Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts"
+                options["artifact_location"] = folder.as_uri()
+            try:
+                self.client.create_experiment(name, **options)
+            except MlflowException:
+                if self.client.get_experiment_by_name(name) is None:
+                    raise  # else another process was faster
             found = self.client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return str(found.experiment_id)
-        for key, value in experiment_tags(protocol, description, identifier).items():
-            self.client.set_experiment_tag(identifier, key, value)
+            assert found is not None
+        identifier = str(found.experiment_id)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(identifier)
+        if "mlflow.note.content" not in found.tags:
+            for key, value in experiment_tags(protocol, description, identifier).items():
+                self.client.set_experiment_tag(identifier, key, value)
         return identifier

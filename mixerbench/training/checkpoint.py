@@ -21,9 +21,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
     """Write ``tensors`` and a JSON-able ``header`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    # Views of one storage would be refused; a copy of a small table costs nothing.
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, str(part), metadata={_HEADER: json.dumps(header)})
+    save_file(_apart(tensors), str(part), metadata={_HEADER: json.dumps(header)})
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -32,6 +30,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, which safetensors would refuse."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        whole = tensor.detach().contiguous()
+        apart[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return apart
 
 
 def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -131,8 +131,10 @@ def test_eval_refuses_the_weights_of_another_model(weights: Path, refused: Refus
 
 
 def test_eval_refuses_a_setting_that_is_not_there(weights: Path, refused: Refused) -> None:
+    begin = time.monotonic()
     message = refused("eval", f"checkpoint={weights}", "evaluation.crop_ration=1")
     assert "'crop_ratio'" in message
+    assert time.monotonic() - begin < 3
 
 
 # --- profile ----------------------------------------------------------------------------------

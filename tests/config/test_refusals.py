@@ -54,7 +54,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("data.source=imagnet", ("protocol.data.source=imagnet", "folder")),
     ("recipe.augmentation.crop=centre", ("augmentation.crop=centre", "resized", "padded")),
     ("recipe.loss.name=mse", ("loss.name=mse", "cross_entropy")),
-    ("recipe.mixup.mode=half", ("mixup.mode=half", "batch", "pair", "elem")),
+    ("recipe.mixup.mode=half", ("mixup.mode=half", "batch")),
     ("recipe.distillation.kind=firm", ("distillation.kind=firm", "soft", "hard")),
     ("recipe.epochs=0", ("protocol.recipe.epochs=0", "1 or more")),
     ("run.threads=0", ("run.threads=0", "1 or more")),

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mixerbench.config.compose import compose
+from mixerbench.errors import UserError
 from mixerbench.recipe.mixup import create_mixup, cutmix_box
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -188,6 +190,12 @@ def test_weights_follow_the_beta_distribution_of_the_recipe(field, alpha, protoc
     # Beta(a, a): variance 1 / (4 (2a + 1)). The sampled one is known to about 1.5 %.
     assert np.mean(lams) == pytest.approx(0.5, abs=0.03)
     assert np.var(lams) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_modes_in_which_timm_draws_its_own_wider_box_are_refused(mode):
+    with pytest.raises(UserError, match=f"mixup.mode={mode}: choose one of batch"):
+        compose(["protocol=imagenet_deit", f"recipe.mixup.mode={mode}"])
 
 
 def test_no_mixup_and_no_cutmix_is_none(protocol):

@@ -266,9 +266,6 @@ def test_answers_that_are_lost_cost_nothing_and_double_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="reported: MLflow's own retry (MAX_RETRIES=1) makes a second, empty run"
-)
 def test_a_run_is_made_once_also_when_the_answer_is_lost(
     run_folder: RunFolder, server: Any, proxy: Any
 ) -> None:
@@ -284,9 +281,6 @@ def test_a_run_is_made_once_also_when_the_answer_is_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="reported: only the call that makes an experiment describes it"
-)
 def test_an_experiment_is_described_also_when_the_answer_is_lost(
     run_folder: RunFolder, server: Any, proxy: Any
 ) -> None:

@@ -33,7 +33,6 @@ def test_tensors_and_header_come_back(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.xfail(strict=True, reason="reported: contiguous() copies nothing here")
 def test_views_of_one_storage_are_saved_each(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     views = {"rows": whole[1:], "turned": whole.T, "whole": whole}
@@ -43,7 +42,6 @@ def test_views_of_one_storage_are_saved_each(tmp_path: Path) -> None:
         assert torch.equal(tensors[name], tensor)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: contiguous() copies nothing here")
 def test_a_model_with_shared_weights_is_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight

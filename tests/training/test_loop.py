@@ -116,7 +116,7 @@ def test_the_same_settings_give_the_same_run(plain: Any, trained: Trained) -> No
                  "recipe.schedule.warmup_epochs=2",
                  "recipe.schedule.warmup_lr=2e-3", "recipe.schedule.min_lr=1e-3",
                  "recipe.mixup.mixup=0", "recipe.mixup.cutmix=0",
-                 "recipe.mixup.prob=0.5", "recipe.mixup.switch_prob=0", "recipe.mixup.mode=elem",
+                 "recipe.mixup.prob=0.5", "recipe.mixup.switch_prob=0",
                  "recipe.loss.name=binary_cross_entropy", "recipe.loss.label_smoothing=0",
                  "recipe.regularization.drop_path=0",
                  "recipe.regularization.drop_path_schedule=linear",
