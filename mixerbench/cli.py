@@ -174,7 +174,7 @@ examples:
     if place is None:
         raise UserError("eval needs checkpoint=PLACE: a run's folder or a .safetensors file.")
     given = [setting for setting in options.settings if setting is not place]
-    from mixerbench.training.evaluate import evaluate_place
+    from mixerbench.commands.eval import evaluate_place
 
     print(evaluate_place(place.partition("=")[2], given, options.ema, options.predictions))
 
@@ -196,7 +196,7 @@ examples:
 
     settings = compose(options.settings)
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))
-    from mixerbench.training.profile import profile
+    from mixerbench.commands.profile import profile
 
     print(profile(settings, options.json))
 
@@ -214,7 +214,7 @@ examples:
 """,
     )
     options = parser.parse_intermixed_args(arguments)
-    from mixerbench.listing import listing
+    from mixerbench.commands.list import listing
 
     print(listing(options.settings))
 
@@ -282,7 +282,7 @@ examples:
         settings="+",
     )
     options = parser.parse_intermixed_args(arguments)
-    from mixerbench.training.sync import sync
+    from mixerbench.commands.sync import sync
 
     for folder in options.settings:
         print(sync(folder))

@@ -75,7 +75,7 @@ def test_models_know_mixers_sizes_and_schema_only() -> None:
 
 @pytest.mark.parametrize("part", ["recipe", "data", "measure", "tracking", "models", "config"])
 def test_parts_know_neither_the_training_nor_the_command_line(part: str) -> None:
-    forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.listing", "leaderboard")
+    forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.commands.list", "leaderboard")
     assert _offenders(_modules(f"mixerbench.{part}"), forbidden) == []
 
 
@@ -113,7 +113,7 @@ def test_keys_and_errors_import_nothing_of_the_project() -> None:
     assert _offenders(_modules("mixerbench.tracking.keys", "mixerbench.errors"), OWN) == []
 
 
-LIGHT = ("mixerbench.cli", "mixerbench.listing", "mixerbench.config", "mixerbench.tracking",
+LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mixerbench.tracking",
          "mixerbench.errors", "mixerbench.training.folder", "mixerbench.training.sweep",
          "mixers.catalog", "mixers.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""

@@ -12,17 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mixerbench.config.compose import compose
-from mixerbench.config.schema import Settings
-from mixerbench.errors import UserError
-from mixerbench.tracking.keys import Prediction
-from mixerbench.training import checkpoint
-from mixerbench.training.evaluate import (
+from mixerbench.commands.eval import (
     evaluate_place,
     find_weights,
     load_weights,
     overrides_of,
 )
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import Settings
+from mixerbench.errors import UserError
+from mixerbench.tracking.keys import Prediction
+from mixerbench.training import checkpoint
 from mixerbench.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
@@ -159,7 +159,7 @@ OVERRIDES = [
 GAPS = [
     ["protocol=imagenet_deit3", "recipe.regularization.layer_scale=null"],
     ["recipe.augmentation.color_jitter=null"],
-    ["protocol=imagenet_deit", "data.root=/data/größe"],
+    ["protocol=imagenet_deit", "data.root='/data/größe'"],
 ]
 
 
