@@ -1,22 +1,25 @@
-"""``mixerbench eval``: the accuracy of weights in a file."""
+"""``mixerbench eval``: the accuracy of weights in a file.
 
-from collections.abc import Mapping, Sequence
+torch is loaded once the settings are known to be good.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeVar
 
 from mixerbench.config.compose import compose, overrides_of
 from mixerbench.config.schema import Settings
-from mixerbench.data.images import Images, open_images
-from mixerbench.data.loader import eval_loader
-from mixerbench.devices import choose_device
 from mixerbench.errors import UserError
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
-from mixerbench.training.evaluation import Evaluation, evaluate
-from mixerbench.training.loop import CHECKPOINTS, build_model
-from mixers import load_plugin
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mixerbench.data.images import Images
+    from mixerbench.training.evaluation import Evaluation
+
+T = TypeVar("T")
 
 
 def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str | None) -> str:
@@ -30,9 +33,10 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     Raises:
         UserError: there is no such checkpoint, or it fits neither model nor data.
     """
-    tensors, saved = find_weights(place, ema)
+    path = find_file(place, ema)
+    saved = _readable(lambda: checkpoint.header(path)).get("settings")
     settings = compose([*(overrides_of(saved, given) if saved else []), *given])
-    result, images = evaluate_checkpoint(settings, tensors)
+    result, images = evaluate_checkpoint(settings, read_weights(path, ema))
     if predictions is not None:
         result.write_predictions(Path(predictions), images)
     return (
@@ -43,13 +47,20 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
 
 
 def evaluate_checkpoint(
-    settings: Settings, tensors: Mapping[str, Tensor]
-) -> tuple[Evaluation, Images]:
+    settings: Settings, tensors: Mapping[str, "Tensor"]
+) -> tuple["Evaluation", "Images"]:
     """Build the settings' model, load ``tensors`` into it, run the validation images.
 
     Raises:
         UserError: the tensors belong to another model, or the data is not there.
     """
+    from mixerbench.data.images import open_images
+    from mixerbench.data.loader import eval_loader
+    from mixerbench.devices import choose_device
+    from mixerbench.training.evaluation import evaluate
+    from mixerbench.training.loop import build_model
+    from mixers import load_plugin
+
     device = choose_device(settings.run.device)
     try:
         for plugin in settings.plugins:
@@ -64,30 +75,35 @@ def evaluate_checkpoint(
     return evaluate(model, loader, device, settings.run.precision), splits.val
 
 
-def find_weights(place: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights, and the settings they were trained with (empty if the file has none).
+def find_file(place: str, ema: bool) -> Path:
+    """The file of weights at ``place``.
 
     Args:
         place: a run's folder, or a safetensors file.
         ema: the moving average instead of the weights themselves.
 
     Raises:
-        UserError: nothing is there, or no such weights are in it.
+        UserError: nothing is there.
     """
     path = Path(place).expanduser()
     if path.is_dir():
         path = _file_in(path, ema)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: give a run's folder or a file.")
-    try:
-        tensors, header = checkpoint.load(path)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    chosen = checkpoint.under_prefix("ema" if ema else "model", tensors)
-    return chosen or tensors, header.get("settings", {})
+    return path
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], label: str) -> None:
+def read_weights(path: Path, ema: bool) -> dict[str, "Tensor"]:
+    """The state dict in a file of weights, or in a checkpoint, which has both.
+
+    Raises:
+        UserError: it is no readable safetensors file.
+    """
+    tensors, _ = _readable(lambda: checkpoint.load(path))
+    return checkpoint.under_prefix("ema" if ema else "model", tensors) or tensors
+
+
+def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str) -> None:
     """Load a state dict that must fit exactly.
 
     Raises:
@@ -115,11 +131,18 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], label: str) ->
         )
 
 
+def _readable(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def _file_in(folder: Path, ema: bool) -> Path:
     final = folder / (Artifact.EMA if ema else Artifact.MODEL)
     if final.is_file():
         return final
-    newest = checkpoint.newest(folder / CHECKPOINTS)
+    newest = checkpoint.newest(folder / checkpoint.CHECKPOINTS)
     if newest is None:
         raise UserError(f"{folder} has no weights: give a run's folder, or a safetensors file.")
     return newest

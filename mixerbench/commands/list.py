@@ -23,8 +23,8 @@ def listing(arguments: Sequence[str]) -> str:
     Raises:
         UserError: no such table, or a plugin that cannot be read.
     """
-    names = [argument for argument in arguments if "=" not in argument]
-    plugins = find_plugins([argument for argument in arguments if "=" in argument])
+    names = [argument for argument in arguments if not argument.startswith("plugins=")]
+    plugins = find_plugins(arguments)
     for name in names:
         if name not in _TABLES:
             raise UserError(f"there is no list of {name!r}. {nearest(name, _TABLES)}")

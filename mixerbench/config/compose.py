@@ -133,7 +133,10 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "plugins":
-            content = yaml.safe_load(value)
+            try:
+                content = yaml.safe_load(value)
+            except yaml.YAMLError:
+                content = None
             names = [content] if isinstance(content, str) else content
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise UserError(f"{override}: give a list of Python files, plugins=[my_mixer.py].")

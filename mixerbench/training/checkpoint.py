@@ -8,17 +8,23 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # reading a header needs no torch
+    from torch import Tensor
+
+CHECKPOINTS = "checkpoints"
+"""The folder of them inside a run's folder."""
 
 _HEADER = "mixerbench"
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def save(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
     """Write ``tensors`` and a JSON-able ``header`` atomically."""
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(_apart(tensors), str(part), metadata={_HEADER: json.dumps(header)})
@@ -32,7 +38,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
         os.close(folder)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Contiguous tensors that share no memory, which safetensors would refuse."""
     seen: set[int] = set()
     apart = {}
@@ -44,21 +50,40 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors and the header of a file; a file of another program has an empty header.
 
     Raises:
         ValueError: it is no readable safetensors file.
     """
+    from safetensors.torch import load_file
+
+    about = header(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(str(path), device=device), json.loads(metadata.get(_HEADER, "{}"))
+        return load_file(str(path), device=device), about
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"cannot read the checkpoint {path} ({error}): give a .safetensors file that "
-            "mixerbench wrote. Other formats can execute code when they are loaded."
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The header alone; empty for a file of another program.
+
+    Raises:
+        ValueError: it is no readable safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            return found
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"cannot read the checkpoint {path} ({error}): give a .safetensors file that "
+        "mixerbench wrote. Other formats can execute code when they are loaded."
+    )
 
 
 def newest(folder: Path) -> Path | None:
@@ -76,11 +101,11 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink()
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under_prefix(prefix: str, tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     start = f"{prefix}."
     return {
         name.removeprefix(start): tensor

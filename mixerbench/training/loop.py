@@ -21,10 +21,9 @@ from mixerbench.recipe.optimization import LearningRate, create_ema, create_opti
 from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Metric
 from mixerbench.training import checkpoint
+from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.evaluation import Evaluation, evaluate
 from mixerbench.training.state import TrainingState
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

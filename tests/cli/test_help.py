@@ -65,18 +65,11 @@ def test_list_refuses_a_plugin_that_is_not_there(refused: Callable[..., str]) ->
     assert "missing.py" in refused("list", "plugins=[missing.py]")
 
 
-@pytest.mark.xfail(strict=True, reason="reported: taken without a word, and a traceback of YAML")
 @pytest.mark.parametrize("wrong", ["foo=1", "plugin=[x.py]", "plugins=[a"])
 def test_list_takes_no_setting_but_plugins(wrong: str, refused: Callable[..., str]) -> None:
     refused("list", wrong)
 
 
-NARROW = pytest.mark.xfail(
-    strict=True, reason="reported: in a pipe, as on 80 columns, names and papers are cut off"
-)
-
-
-@NARROW
 def test_list_names_everything_that_can_be_named(command: Command) -> None:
     out = command("list").out
     for name in (
@@ -93,13 +86,11 @@ def test_list_shows_options_as_they_are_set(command: Command) -> None:
     assert "micro" not in out  # a size
 
 
-@NARROW
 def test_list_shows_where_a_mixer_comes_from(command: Command) -> None:
     out = " ".join(command("list", "mixers").out.split())
     assert "arXiv:1906.05909" in out
 
 
-@pytest.mark.xfail(strict=True, reason="reported: as it is printed it is a sweep, and refused")
 def test_list_shows_a_plan_as_it_is_set(command: Command) -> None:
     assert "mixer.plan=[none,none,attention,attention]" in command("list", "mixers").out
 

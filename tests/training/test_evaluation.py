@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mixerbench.commands.eval import (
     evaluate_place,
-    find_weights,
+    find_file,
     load_weights,
     overrides_of,
+    read_weights,
 )
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
@@ -132,11 +133,12 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(
 ) -> None:
     folder = stopped("train/loss", 10)
     newest = checkpoint.load(folder / "checkpoints" / "step-000000008.safetensors")[0]
-    weights, settings = find_weights(str(folder), ema=False)
-    assert settings["label"].startswith("attention_micro")
+    place = find_file(str(folder), ema=False)
+    assert checkpoint.header(place)["settings"]["label"].startswith("attention_micro")
+    weights = read_weights(place, ema=False)
     for name, tensor in checkpoint.under_prefix("model", newest).items():
         assert torch.equal(weights[name], tensor)
-    averages, _ = find_weights(str(folder), ema=True)
+    averages = read_weights(find_file(str(folder), ema=True), ema=True)
     for name, tensor in checkpoint.under_prefix("ema", newest).items():
         assert torch.equal(averages[name], tensor)
 
@@ -217,7 +219,7 @@ def test_weights_of_another_model_are_refused_with_what_differs() -> None:
 def test_the_place_must_hold_weights(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match="run's folder") as refusal:
-            find_weights(str(place), ema=False)
+            find_file(str(place), ema=False)
         assert str(place) in str(refusal.value)
 
 
