@@ -5,12 +5,13 @@ groups, and turns what Hydra refuses into one line that a person can use. No tor
 what is registered is read from source.
 """
 
+import copy
 import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -316,21 +317,21 @@ def _label(
 def _explain(overrides: list[str], error: Exception) -> str:
     """What is wrong with the override that Hydra refuses, in our words."""
     groups = [o for o in overrides if o.partition("=")[0].partition("@")[0] in _GROUPS]
-    for override in overrides:
-        if override not in groups:
-            key, _, value = override.partition("=")
-            message = _explain_field(key, value, groups)
-            if message:
-                return message
+    with suppress(HydraException, OmegaConfBaseException):
+        plain = hydra.compose("train", groups)
+        for override in overrides:
+            if override not in groups:
+                key, _, value = override.partition("=")
+                message = _explain_field(key, value, plain)
+                if message:
+                    return message
     first = str(error).strip().splitlines()[0]
     return f"{first} (settings: {' '.join(overrides)})"
 
 
-def _explain_field(key: str, value: str, groups: list[str]) -> str | None:
-    try:
-        node: Any = hydra.compose("train", groups)
-    except (HydraException, OmegaConfBaseException):
-        return None
+def _explain_field(key: str, value: str, plain: DictConfig) -> str | None:
+    """What is wrong with ``key=value`` in a configuration that is right without it."""
+    node: Any = plain
     walked = ""
     for name in key.split("."):
         known = [str(field) for field in node] if isinstance(node, DictConfig) else []
@@ -346,7 +347,7 @@ def _explain_field(key: str, value: str, groups: list[str]) -> str | None:
         return f"{key} is a group of settings: set one of them, such as {key}.{first}=..."
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
-        OmegaConf.update(hydra.compose("train", groups), key, parsed)
+        OmegaConf.update(copy.deepcopy(plain), key, parsed)
     except OmegaConfBaseException:
         kind = getattr(node._metadata.ref_type, "__name__", "")
         return f"{key}={value}: expected {_PLAIN.get(kind, kind)}, got {value!r}."
