@@ -136,6 +136,11 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
             check_data(one.protocol.data)
     except ValueError as error:
         raise UserError(str(error)) from None
+    tracking = runs[0].tracking
+    if not tracking.offline:  # before the seconds that torch takes, and once for a sweep
+        from mixerbench.tracking.store import check_reachable, resolve_uri
+
+        check_reachable(resolve_uri(tracking.uri), tracking.timeout_seconds)
     if options.multirun:
         from mixerbench.training.sweep import run_sweep
 

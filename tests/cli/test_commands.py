@@ -79,9 +79,6 @@ def test_training_does_not_start_without_its_server(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reported: asked only after torch is loaded, and by each run of a sweep"
-)
 @pytest.mark.parametrize("line", ["train", "train -m mixer=attention,patch_ff"])
 def test_the_server_is_asked_before_anything_heavy_is_begun(
     line: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
