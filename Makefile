@@ -14,7 +14,7 @@ demo: .venv/.installed
 	$(BIN)/mixerbench leaderboard protocol=digits size=micro
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """What all tests share: the command line in this process, and MLflow that phones nobody."""
 
+import copy
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -7,7 +9,33 @@ from dataclasses import dataclass
 
 import pytest
 
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import Protocol
+
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
+# Read when torch is imported: small models on shared cores only wait for a second thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@functools.cache
+def _composed(name: str) -> Protocol:
+    return compose([f"protocol={name}"]).protocol
+
+
+@pytest.fixture(scope="session")
+def protocol() -> Callable[..., Protocol]:
+    """The protocol of that name, with fields set by path; the test's own copy."""
+
+    def get(name: str = "imagenet_deit", **fields: object) -> Protocol:
+        result = copy.deepcopy(_composed(name))
+        for path, value in fields.items():
+            *groups, field = path.split("__")
+            group = functools.reduce(getattr, groups, result)
+            assert hasattr(group, field), f"no field {path}"
+            setattr(group, field, value)
+        return result
+
+    return get
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,14 @@
 """What the tests of the data share: composed protocols and a few small real images."""
 
-import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mixerbench.config.compose import compose
 from mixerbench.config.schema import Protocol
-
-
-@functools.cache
-def _composed(name: str) -> Protocol:
-    return compose([f"protocol={name}"]).protocol
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def protocol() -> Callable[..., Protocol]:
-    """The protocol of that name, with fields set by path; the test's own copy."""
-
-    def get(name: str, **fields: object) -> Protocol:
-        result = copy.deepcopy(_composed(name))
-        for path, value in fields.items():
-            *groups, field = path.split("__")
-            group = functools.reduce(getattr, groups, result)
-            assert hasattr(group, field), f"no field {path}"
-            setattr(group, field, value)
-        return result
-
-    return get
 
 
 @pytest.fixture(scope="session")

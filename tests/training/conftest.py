@@ -29,14 +29,6 @@ RUN = ["tracking.offline=true", "run.measure=false", "run.progress=false", "run.
 STEPS = 4  # of an epoch
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tiny_below() -> Callable[..., Settings]:
     """Settings of a tiny run below a folder; everything random is on."""
