@@ -6,6 +6,7 @@ Knows no torch: the parent composes and watches, the children train.
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
             for number, (name, settings) in enumerate(zip(names, sweep, strict=True))
         ]
         running: list[_Child] = []
+        # A scheduler's SIGTERM must not leave children that nobody watches.
+        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -56,6 +59,7 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
         finally:
             for child in running:
                 child.stop()
+            signal.signal(signal.SIGTERM, before)
     if failures:
         raise TrainingStopped(
             f"{len(failures)} of {len(sweep)} runs did not finish: {', '.join(failures)}."

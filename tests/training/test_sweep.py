@@ -1,8 +1,11 @@
 """Many runs side by side. The children are stand-ins here: a sweep of real ones is in tests/cli."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +187,52 @@ def test_progress_is_read_from_the_childs_journal(
 def test_less_than_one_job_is_refused(jobs: str) -> None:
     with pytest.raises(UserError, match="1 or more"):
         launcher_jobs([f"launcher.jobs={jobs}"])
+
+
+PARENT = """
+import subprocess, sys
+from mixerbench.config.compose import compose_sweep
+from mixerbench.training import sweep
+
+real = subprocess.Popen
+
+def stand_in(command, **options):
+    child = real([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+    print(child.pid, flush=True)
+    return child
+
+sweep.subprocess.Popen = stand_in
+sweep.run_sweep(compose_sweep(["run.progress=false", "run.seed=0,1"]), 2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_a_sweep_that_is_told_to_end_ends_its_children() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert parent.stdout is not None
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.terminate()  # what a scheduler does
+    parent.wait(30)
+    try:
+        deadline = time.monotonic() + 5
+        while any(_is_running(child) for child in children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not [child for child in children if _is_running(child)]
+    finally:
+        for child in children:
+            if _is_running(child):
+                os.kill(child, signal.SIGKILL)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
