@@ -70,7 +70,7 @@ def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
     choices = []
     for override in _parse(arguments):
         if override.is_sweep_override():
-            if not override.is_discrete_sweep():
+            if not override.is_choice_sweep() and not override.is_range_sweep():
                 raise UserError(f"{override.input_line}: a sweep names its values: a,b,c.")
             key = override.get_key_element()
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
@@ -111,8 +111,8 @@ def launcher_jobs(arguments: Sequence[str]) -> int | None:
     for argument in arguments:
         if argument.startswith("launcher.jobs="):
             value = argument.partition("=")[2]
-            if value != "null" and int(value) < 1:
-                raise UserError(f"{argument}: give 1 or more.")
+            if value != "null" and (not value.isdecimal() or int(value) < 1):
+                raise UserError(f"{argument}: give one number, 1 or more.")
             return None if value == "null" else int(value)
     return None
 

@@ -46,7 +46,6 @@ class Metric:
     EPOCH: Final = "train/epoch"
     TRAIN_LOSS: Final = "train/loss"
     LEARNING_RATE: Final = "train/lr"
-    GRADIENT_NORM: Final = "train/gradient_norm"
     TRAIN_IMAGES_PER_SECOND: Final = "train/images_per_second"
 
     VAL_TOP1: Final = "val/top1"

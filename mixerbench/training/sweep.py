@@ -127,7 +127,10 @@ class _Child:
         if self._process.returncode == 0:
             return ""
         errors = (self._scratch / "errors").read_text(errors="replace").strip()
-        return errors or f"ended with exit code {self._process.returncode}"
+        return (
+            errors.removeprefix("mixerbench: ")
+            or f"ended with exit code {self._process.returncode}"
+        )
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
