@@ -42,10 +42,14 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
             for number, (name, settings) in enumerate(zip(names, sweep, strict=True))
         ]
         running: list[_Child] = []
-        # A scheduler's SIGTERM must not leave children that nobody watches.
-        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        # A scheduler's SIGTERM must not leave children that nobody watches. It is noted and
+        # acted on below: an exception out of the handler could come while a child starts.
+        told: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
         try:
             while waiting or running:
+                if told:
+                    sys.exit(128 + told[0])
                 while waiting and len(running) < jobs:
                     running.append(waiting.pop(0).start())
                 time.sleep(_POLL_SECONDS)
