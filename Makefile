@@ -35,7 +35,7 @@ check: .venv/.installed
 # Pins every dependency for all platforms; names no package index.
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--no-emit-index-url --quiet -o requirements.lock
+		--quiet -o requirements.lock
 
 clean:
 	rm -rf .venv runs mlflow.db mlflow.db.lock mlartifacts

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mixerbench.errors import UserError
 from mixerbench.tracking.store import check_reachable, resolve_uri
-from mixerbench.tracking.upload import Upload
-from mixerbench.training.folder import RUN_FILE, read_settings
+from mixerbench.tracking.upload import RUN_FILE, Upload
+from mixerbench.training.folder import read_settings
 
 
 def sync(place: str) -> str:

@@ -17,6 +17,9 @@ from mixerbench.config.schema import Tracking
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.tracking.store import Store, resolve_uri
 
+RUN_FILE = "run.json"
+"""What a run is called and where it goes, written when its folder is made."""
+
 CURSOR_FILE = "upload.json"
 _UID_TAG = "mixerbench.uid"
 _METRICS_PER_BATCH = 1000  # MLflow's limits for one call
@@ -33,7 +36,7 @@ class Upload:
         self.folder = folder
         self._tracking = tracking
         self._store: Store | None = None
-        self._run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        self._run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text())
         cursor = folder / CURSOR_FILE
         state = json.loads(cursor.read_text()) if cursor.exists() else {}
         self._offset: int = state.get("offset", 0)

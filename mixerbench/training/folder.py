@@ -15,8 +15,7 @@ from mixerbench.config.schema import Settings, build, fingerprint, protocol_fing
 from mixerbench.errors import UserError
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
-
-RUN_FILE = "run.json"
+from mixerbench.tracking.upload import RUN_FILE
 
 
 def identity_of(settings: Settings) -> dict[str, Any]:
