@@ -44,6 +44,10 @@ class TokenMixer(nn.Module, ABC):
     """Names of its parameters that take no weight decay (1-D parameters never do)."""
     adds_sub_layer: ClassVar[bool] = True
     """False for ``none``: a block then has no mixer, no norm and no residual for it."""
+    strides: ClassVar[bool] = False
+    """Does it halve the grid itself when ``stride`` is 2? Else a backbone pools after it."""
+    stride: int = 1
+    """Set by a backbone to 2 where the grid is to be halved, if the mixer ``strides``."""
     pre_norm: bool = True
     """Does the block normalise channels before this mixer? False: it brings its own norm."""
 
@@ -60,18 +64,17 @@ class TokenMixer(nn.Module, ABC):
     def init_weights(self) -> None:
         """Called after the model has initialised all linear layers (truncated normal 0.02)."""
 
+    def formula_macs(self, grid: TokenGrid) -> int | None:
+        """Multiply-adds of one image by the paper's formula, where the code executes others."""
+        return None
+
     def check_grid(self, grid: TokenGrid) -> None:
         """Refuse a grid that the weights do not fit.
 
         Raises:
             ValueError: ``grid`` is not the one that this mixer was built for.
         """
-        if grid != self.grid:
-            raise ValueError(
-                f"mixer {type(self).__name__} was built for {self.grid} tokens and got {grid}: "
-                "it has weights per position. Build the model for this resolution, or use a "
-                "mixer that runs on any grid ('mixerbench list mixers' shows which do)."
-            )
+        check_grid(type(self).__name__, self.grid, grid)
 
     def check_heads(self) -> int:
         """The channels of one head.
@@ -85,3 +88,17 @@ class TokenMixer(nn.Module, ABC):
                 "heads, which does not come out even: choose a divisor of the width."
             )
         return self.dim // self.num_heads
+
+
+def check_grid(name: str, built_for: TokenGrid, grid: TokenGrid) -> None:
+    """Refuse a grid that weights per position do not fit.
+
+    Raises:
+        ValueError: ``grid`` is not ``built_for``.
+    """
+    if grid != built_for:
+        raise ValueError(
+            f"mixer {name} was built for {built_for} tokens and got {grid}: it has weights per "
+            "position. Build the model for this resolution, or use a mixer that runs on any grid "
+            "('mixerbench list mixers' shows which do)."
+        )

@@ -31,6 +31,9 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
     }
 )
 
+PLAN = "plan"
+"""The mixer name of a plan without one: ``{"name": "plan", "plan": [...]}``."""
+
 
 @dataclass(frozen=True)
 class MixerChoice:
@@ -76,15 +79,30 @@ def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
     return choices
 
 
-def spread(plan: Sequence[MixerChoice], depth: int) -> tuple[MixerChoice, ...]:
-    """One choice per block.
+def plan_name(spec: MixerSpec) -> str:
+    """A plan in a word: the mixer, the schedule, or the mixers one after the other."""
+    if isinstance(spec, str):
+        return spec
+    names = [choice.name for choice in read_plan(spec)]
+    if isinstance(spec, Mapping) and "plan" not in spec:
+        return names[0]
+    for name, schedule in SCHEDULES.items():
+        if names == list(schedule.plan):
+            return name
+    return "-".join(name for i, name in enumerate(names) if i == 0 or name != names[i - 1])
+
+
+def spread(
+    plan: Sequence[MixerChoice], depth: int, units: str = "blocks"
+) -> tuple[MixerChoice, ...]:
+    """One choice per block of an isotropic model, or per stage of a staged one.
 
     Raises:
-        ValueError: the plan has more choices than there are blocks.
+        ValueError: the plan has more choices than there are blocks or stages.
     """
     if len(plan) > depth:
         raise ValueError(
-            f"a mixer plan of {len(plan)} choices does not fit {depth} blocks: "
+            f"a mixer plan of {len(plan)} choices does not fit {depth} {units}: "
             "shorten the plan or choose a deeper size."
         )
     return tuple(plan[block * len(plan) // depth] for block in range(depth))

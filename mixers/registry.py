@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from mixers.base import TokenGrid, TokenMixer
 from mixers.catalog import nearest, plugin_path
-from mixers.plan import SCHEDULES
+from mixers.plan import PLAN, SCHEDULES
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._reserved:
-                raise ValueError(f"{name!r} is the name of a schedule. Choose another name.")
+                raise ValueError(f"{name!r} is the name of a plan. Choose another name.")
             taken = self._classes.get(name)
             if taken is not None and not _is_redefined(taken, cls):
                 raise ValueError(
@@ -145,7 +145,7 @@ def _options(cls: type) -> list[inspect.Parameter]:
 
 
 MIXERS: Registry[TokenMixer] = Registry(
-    "mixer", "mixers", ("any_grid", "mixes_prefix", "paper"), reserved=SCHEDULES
+    "mixer", "mixers", ("any_grid", "mixes_prefix", "paper"), reserved={*SCHEDULES, PLAN}
 )
 register_mixer = MIXERS.register
 

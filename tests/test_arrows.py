@@ -64,8 +64,9 @@ def test_mixers_know_torch_timm_layers_and_the_standard_library_only() -> None:
     assert all(_within(name, ("timm.layers",)) for name in of_timm)
 
 
-def test_models_know_mixers_sizes_and_schema_only() -> None:
-    allowed = ("mixers", "mixerbench.models", "mixerbench.config.sizes", "mixerbench.config.schema")
+def test_models_know_mixers_and_plain_data_of_config_only() -> None:
+    plain = ("sizes", "presets", "schema")
+    allowed = ("mixers", "mixerbench.models", *(f"mixerbench.config.{name}" for name in plain))
     for module in _modules("mixerbench.models"):
         for name, node in _imports(module):
             if _within(name, OWN):

@@ -1,5 +1,6 @@
 """``mixerbench list``: what can be named, read from source and from ``configs/``; no torch."""
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -9,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
+from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixerbench.errors import UserError
 from mixers.catalog import MISSING, Option, nearest
-from mixers.plan import SCHEDULES
+from mixers.plan import SCHEDULES, plan_name
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -61,9 +63,13 @@ def _mixers(plugins: Sequence[str]) -> Rows:
     return ("mixer", "options", "grid", "class token", "paper"), sorted(rows)
 
 
-def _parts(kind: str) -> Callable[[Sequence[str]], Rows]:
+def _parts(kind: str, setting: str | None = None) -> Callable[[Sequence[str]], Rows]:
+    """Rows of a kind; ``setting`` names it on the command line if the kind itself does not."""
+
     def rows(plugins: Sequence[str]) -> Rows:
         found = part_catalog(kind, plugins).values()
+        if setting is not None:
+            return (setting, "what it is", "paper"), [(e.name, e.summary, e.paper) for e in found]
         return (kind, "options", "paper"), [
             (entry.name, _options(kind, entry.options), entry.paper) for entry in found
         ]
@@ -72,9 +78,25 @@ def _parts(kind: str) -> Callable[[Sequence[str]], Rows]:
 
 
 def _sizes(plugins: Sequence[str]) -> Rows:
-    return ("size", "width", "depth", "heads"), [
-        (name, str(size.dim), str(size.depth), str(size.num_heads)) for name, size in SIZES.items()
+    return ("size", "backbone", "width", "depth", "heads"), [
+        (name, backbone, *(_numbers(value) for value in dataclasses.asdict(size).values()))
+        for backbone, sizes in SIZES.items()
+        for name, size in sizes.items()
     ]
+
+
+def _numbers(value: int | tuple[int, ...]) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _presets(plugins: Sequence[str]) -> Rows:
+    rows: list[tuple[str, ...]] = []
+    for name, preset in PRESETS.items():
+        model = preset.model
+        names = [model[part]["name"] for part in ("backbone", "stem")]
+        mixer = plan_name(model["mixer"])
+        rows.append((name, names[0], model["size"], names[1], mixer, preset.top1, preset.paper))
+    return ("preset", "backbone", "size", "stem", "mixer", "published top-1", "paper"), rows
 
 
 def _files(group: str) -> Callable[[Sequence[str]], Rows]:
@@ -101,10 +123,13 @@ def _shown(default: object) -> str:
 
 
 _TABLES: dict[str, Callable[[Sequence[str]], Rows]] = {
+    "presets": _presets,
     "mixers": _mixers,
     "sizes": _sizes,
     "stems": _parts("stem"),
     "backbones": _parts("backbone"),
+    "channel_mixers": _parts("channel_mixer", "backbone.channel_mixer"),
+    "mergings": _parts("merging", "backbone.merging"),
     "protocols": _files("protocol"),
     "recipes": _files("recipe"),
     "data": _files("data"),

@@ -8,13 +8,14 @@ from typing import Any
 
 from mixerbench.config.schema import PRECISIONS, Data, Settings
 from mixerbench.config.sizes import token_grid
-from mixers.catalog import Entry
+from mixers.catalog import Entry, nearest
 from mixers.plan import check_names, check_prefix, read_plan, spread
 
 _CHOICES = {
     "run.precision": PRECISIONS,
     "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
+    "protocol.recipe.schedule.interval": ("epoch", "step"),
     "protocol.recipe.loss.name": ("cross_entropy", "binary_cross_entropy"),
     "protocol.recipe.mixup.mode": ("batch",),  # timm's other modes take timm's own CutMix box
     "protocol.recipe.regularization.drop_path_schedule": ("linear", "constant"),
@@ -52,6 +53,8 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.batch.micro_batch_size": _ONE_OR_MORE,
     "protocol.recipe.optimizer.lr": _POSITIVE,
     "protocol.recipe.optimizer.lr_batch_size": _ONE_OR_MORE,
+    "protocol.recipe.optimizer.offset_lr_scale": _POSITIVE,
+    "protocol.recipe.optimizer.momentum": _BELOW_ONE,
     "protocol.recipe.optimizer.betas": (
         "give two numbers from 0 to 1",
         lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
@@ -76,6 +79,10 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.loss.label_smoothing": _BELOW_ONE,
     "protocol.recipe.regularization.drop_path": _BELOW_ONE,
     "protocol.recipe.regularization.dropout": _BELOW_ONE,
+    "protocol.recipe.batch_norm_momentum": (
+        "give a number above 0 and up to 1",
+        lambda value: 0 < value <= 1,
+    ),
     "protocol.recipe.ema.decay": _SHARE,
     "protocol.recipe.distillation.alpha": _SHARE,
     "protocol.recipe.distillation.tau": _POSITIVE,
@@ -103,8 +110,11 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
 """What a value must be, beyond its type; None, where a setting may be null, always passes."""
 
 
-def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
+def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
     """Refuse settings that no run could follow.
+
+    Args:
+        catalogs: what is registered, by kind: mixer, channel_mixer, merging, ...
 
     Raises:
         ValueError: what came, what fits, what to do.
@@ -118,10 +128,10 @@ def check(settings: Settings, mixers: Mapping[str, Entry]) -> None:
         if value is not None and not fits(value):
             raise ValueError(f"{path}={value}: {hint}.")
     for name, value in settings.model["size"].items():
-        if name != "name" and value < 1:
+        if name != "name" and min(value if isinstance(value, list) else [value], default=0) < 1:
             raise ValueError(f"size.{name}={value}: give 1 or more.")
     _check_batch(settings)
-    _check_model(settings, mixers)
+    _check_model(settings, catalogs)
 
 
 def _get(settings: Settings, path: str) -> Any:
@@ -171,19 +181,31 @@ def _check_batch(settings: Settings) -> None:
         )
 
 
-def _check_model(settings: Settings, mixers: Mapping[str, Entry]) -> None:
+def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
     protocol, model = settings.protocol, settings.model
+    mixers, backbone, size = catalogs["mixer"], model["backbone"], model["size"]
+    for slot in ("channel_mixer", "merging"):
+        name = backbone.get(slot)
+        if name is not None and name not in catalogs[slot]:
+            raise ValueError(f"unknown {slot} {name!r}. {nearest(name, catalogs[slot])}")
     plan = read_plan(model["mixer"])
     check_names(plan, list(mixers))
-    spread(plan, model["size"]["depth"])
-    check_prefix(plan, lambda name: mixers[name].facts, model["backbone"].get("pool", ""))
+    if "depths" in size:
+        # a class token joins at the last stage
+        with_prefix = spread(plan, len(size["depths"]), "stages")[-1:]
+    else:
+        with_prefix = spread(plan, size["depth"])
+    check_prefix(with_prefix, lambda name: mixers[name].facts, backbone.get("pool", ""))
     sizes = [protocol.image_size, protocol.evaluation.image_size or protocol.image_size]
     grids = [token_grid((size, size), model["stem"]["patch_size"]) for size in sizes]
     if grids[0] != grids[1]:
-        for choice in plan:
-            if not mixers[choice.name].facts.get("any_grid", True):
+        parts = [("mixer", choice.name, mixers) for choice in plan]
+        if "channel_mixer" in backbone:
+            parts.append(("channel_mixer", backbone["channel_mixer"], catalogs["channel_mixer"]))
+        for kind, name, entries in parts:
+            if not entries[name].facts.get("any_grid", True):
                 raise ValueError(
-                    f"mixer {choice.name!r} runs only on the {grids[0][0]} x {grids[0][1]} tokens "
+                    f"{kind} {name!r} runs only on the {grids[0][0]} x {grids[0][1]} tokens "
                     f"that it was trained on, not on {grids[1][0]} x {grids[1][1]}: leave "
-                    "protocol.evaluation.image_size out, or choose a mixer that runs on any grid."
+                    f"protocol.evaluation.image_size out, or choose a {kind} that runs on any grid."
                 )

@@ -26,11 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.checks import check
+from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.schema import Composed, Protocol, Run, Settings, Tracking, build, flatten
-from mixerbench.config.sizes import SIZES
+from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import UserError
 from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
-from mixers.plan import SCHEDULES, read_plan
+from mixers.plan import PLAN, SCHEDULES, plan_name, read_plan
 
 _HERE = Path(__file__).parent
 CONFIGS = next(
@@ -41,9 +42,11 @@ CONFIGS = next(
 _INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
 """``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
 
-_PARTS = ("backbone", "size", "stem", "mixer")
+KINDS = ("backbone", "stem", "mixer", "channel_mixer", "merging")
+"""The kinds of registered classes that a model is made of."""
+
 _WORDS = ("name", "description", "recipe.name", "data.name")  # chosen by the part's own name
-_GROUPS = (*_PARTS, "protocol", "recipe", "data")
+_GROUPS = (*PARTS, "protocol", "recipe", "data")
 
 
 def compose(arguments: Sequence[str]) -> Settings:
@@ -82,18 +85,50 @@ def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
 def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
     """Saved settings as overrides, without the parts that the command line chooses anew."""
     chosen = {override.partition("=")[0] for override in given}
-    overrides = []
-    for part in (*_PARTS, "protocol"):
-        if part in chosen:
-            continue
-        content = saved["protocol"] if part == "protocol" else saved["model"][part]
-        overrides.append(f"{part}={content['name']}")
-        for key, value in flatten(content):
-            if key not in _WORDS:
-                overrides.append(f"{part}.{key}={_in_hydras_words(value)}")
+    content = {} if "preset" in chosen else dict(saved["model"])
+    content["protocol"] = saved["protocol"]
+    overrides = [
+        override
+        for part, values in content.items()
+        if part not in chosen
+        for override in _part_overrides(part, values)
+    ]
     if saved["plugins"] and "plugins" not in chosen:
         overrides.append(f"plugins={_in_hydras_words(saved['plugins'])}")
     return overrides
+
+
+def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:
+    """``stem=conv``, ``stem.kernel_size=7``, ... for a name or a mapping that has one."""
+    if isinstance(content, str):
+        return [f"{part}={content}"]
+    return [f"{part}={content['name']}"] + [
+        f"{part}.{key}={_in_hydras_words(value)}"
+        for key, value in flatten(content)
+        if key not in _WORDS
+    ]
+
+
+def _expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name in ``preset=NAME``, and the overrides with what it stands for in front.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    name, rest = None, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "preset":
+            name = value
+        else:
+            rest.append(override)
+    if name is None:
+        return None, rest
+    given = dict(override.split("=", 1) for override in rest if override.partition("=")[0] in PARTS)
+    parts = with_changes(name, given)
+    return name, [
+        o for part, content in parts.items() for o in _part_overrides(part, content)
+    ] + rest
 
 
 def _in_hydras_words(value: Any) -> str:
@@ -118,7 +153,7 @@ def launcher_jobs(arguments: Sequence[str]) -> int | None:
 
 
 def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Entry]:
-    """The mixers, stems or backbones that can be named."""
+    """What can be named of a kind: mixers, stems, backbones, channel mixers, mergings."""
     if kind == "mixer":
         return mixer_catalog(plugins)
     return read_files(sorted((_HERE.parent / "models").glob("*.py")), kind)
@@ -151,17 +186,19 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
 def _compose_one(overrides: list[str]) -> Settings:
     plugins = find_plugins(overrides)
     try:
-        catalogs = {kind: part_catalog(kind, plugins) for kind in ("backbone", "stem", "mixer")}
+        preset, expanded = _expand_preset(overrides)
+        catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_names(overrides, catalogs)
-    with _hydra(catalogs):
+    backbone = _backbone(expanded)
+    _check_names(expanded, catalogs, backbone)
+    with _hydra(catalogs, backbone):
         try:
-            config = hydra.compose("train", overrides)
+            config = hydra.compose("train", expanded)
             content: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(overrides, error)) from None
-    model = {part: content[part] for part in _PARTS}
+            raise UserError(_explain(expanded, error)) from None
+    model = {part: content[part] for part in PARTS}
     settings = Settings(
         label="",
         model=model,
@@ -172,67 +209,92 @@ def _compose_one(overrides: list[str]) -> Settings:
         overrides=overrides,
     )
     try:
-        check(settings, catalogs["mixer"])
+        check(settings, catalogs)
     except ValueError as error:
         raise UserError(str(error)) from None
-    settings.label = _label(model, settings.protocol.patch_size, catalogs)
+    settings.label = (
+        _label(model, settings.protocol.patch_size, catalogs)
+        if preset is None
+        else _preset_label(preset, overrides)
+    )
     return settings
 
 
-def _check_names(overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
+def _backbone(overrides: Sequence[str]) -> str:
+    """The backbone that the overrides choose: what sizes there are depends on it."""
+    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "backbone"]
+    return chosen[-1] if chosen and chosen[-1] in SIZES else next(iter(SIZES))
+
+
+def _check_names(
+    overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Entry]], backbone: str
+) -> None:
     """Refuse what Hydra would refuse less clearly: unknown names of whole groups."""
     known = {
-        **{kind: list(entries) for kind, entries in catalogs.items()},
+        **{kind: list(catalogs[kind]) for kind in ("backbone", "stem", "mixer")},
         **{group: config_names(group) for group in ("protocol", *_INSIDE_PROTOCOL[:2])},
-        "size": list(SIZES),
+        "size": list(SIZES[backbone]),
     }
-    known["mixer"] += SCHEDULES
+    known["mixer"] += [*SCHEDULES, PLAN]
     for override in overrides:
         key, _, text = override.partition("=")
         group = key.partition("@")[0]
         if group in known:
             value = OverridesParser.create().parse_override(override).value()
             if value not in known[group]:
-                raise UserError(f"unknown {group} {value!r}. {nearest(str(value), known[group])}")
-        elif key.partition(".")[0] in _PARTS and key.endswith(".name"):
+                of = f" of backbone {backbone}" if group == "size" else ""
+                hint = nearest(str(value), known[group])
+                raise UserError(f"unknown {group} {value!r}{of}. {hint}")
+        elif key.partition(".")[0] in PARTS and key.endswith(".name"):
             part = key.removesuffix(".name")
             raise UserError(f"{key} is not set by itself: choose with {part}={text}.")
         elif key.partition(".")[0] == "hydra":
             raise UserError("there is no setting 'hydra': mixerbench keeps its own folders.")
 
 
-@dataclasses.dataclass
-class _SizeNode:
-    name: str
-    dim: int
-    depth: int
-    num_heads: int
-
-
 @contextmanager
-def _hydra(catalogs: Mapping[str, Mapping[str, Entry]]) -> Iterator[None]:
+def _hydra(catalogs: Mapping[str, Mapping[str, Entry]], backbone: str) -> Iterator[None]:
     store = ConfigStore.instance()
-    for group in _PARTS:
+    for group in PARTS:
         store.repo.pop(group, None)  # what an earlier call's plugins registered
     store.store("schema", Composed)
-    for kind, entries in catalogs.items():
-        for name, entry in entries.items():
-            store.store(name, _node(entry), group=kind)
-    for name, schedule in SCHEDULES.items():
-        store.store(name, {"name": name, "plan": list(schedule.plan)}, group="mixer")
-    for name, size in SIZES.items():
-        store.store(name, _SizeNode(name, **dataclasses.asdict(size)), group="size")
+    divisor = catalogs["backbone"][backbone].facts["stem_divisor"]
+    for kind in ("backbone", "stem", "mixer"):
+        for name, entry in catalogs[kind].items():
+            store.store(name, _node(entry, divisor), group=kind)
+    plans = {name: list(schedule.plan) for name, schedule in SCHEDULES.items()} | {PLAN: []}
+    for name, plan in plans.items():
+        store.store(name, {"name": name, "plan": plan}, group="mixer")
+    for name, size in SIZES[backbone].items():
+        store.store(name, _size_node(name, size), group="size")
+    OmegaConf.register_new_resolver("finer_patch_size", finer_patch_size, replace=True)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield
 
 
-def _node(entry: Entry) -> type:
+def _plain(size: Any) -> dict[str, Any]:
+    """A size as YAML and JSON have it."""
+    numbers = dataclasses.asdict(size)
+    return {key: list(n) if isinstance(n, tuple) else n for key, n in numbers.items()}
+
+
+def _size_node(name: str, size: Any) -> type:
+    fields: list[Any] = [("name", str, dataclasses.field(default=name))]
+    for key, value in _plain(size).items():
+        if isinstance(value, list):
+            fields.append((key, list[int], dataclasses.field(default_factory=partial(list, value))))
+        else:
+            fields.append((key, int, dataclasses.field(default=value)))
+    return dataclasses.make_dataclass(type(size).__name__, fields)
+
+
+def _node(entry: Entry, divisor: int) -> type:
     """A dataclass of a class's options, so that Hydra knows their names and types."""
     fields: list[Any] = [("name", str, dataclasses.field(default=entry.name))]
     for option in entry.options:
         default = option.default
         if default is MISSING:  # what every stem takes from the protocol
-            default = f"${{protocol.{option.name}}}"
+            default = f"${{finer_patch_size:${{protocol.{option.name}}},{divisor}}}"
         if isinstance(default, (tuple, list)):
             spec: Any = dataclasses.field(default_factory=partial(list, default))
         else:
@@ -292,22 +354,37 @@ def _label(
     model: Mapping[str, Any], patch_size: int, catalogs: Mapping[str, Mapping[str, Entry]]
 ) -> str:
     """A short name: the mixer, the size, and whatever differs from the plain model."""
-    names = {part: model[part]["name"] for part in _PARTS}
-    words = [names["mixer"], names["size"]]
+    names = {part: model[part]["name"] for part in PARTS}
+    divisor = catalogs["backbone"][names["backbone"]].facts["stem_divisor"]
+    stem_patch_size = finer_patch_size(patch_size, divisor)
+    words = [plan_name(model["mixer"]) if names["mixer"] == PLAN else names["mixer"], names["size"]]
     words += [names[part] for part in ("stem", "backbone") if names[part] not in ("patch", "vit")]
     for part in ("mixer", "stem", "backbone"):
         entry = catalogs[part].get(names[part])
         for option in entry.options if entry else ():
             value = model[part][option.name]
-            plain = patch_size if option.default is MISSING else option.default
+            plain = stem_patch_size if option.default is MISSING else option.default
             if value != (list(plain) if isinstance(plain, tuple) else plain):
                 words.append(f"{option.name}={value}")
-    plan = model["mixer"].get("plan")
-    if plan is not None and tuple(plan) != SCHEDULES[names["mixer"]].plan:
-        words.append("plan=" + "-".join(choice.name for choice in read_plan(plan)))
-    for name, value in dataclasses.asdict(SIZES[names["size"]]).items():
+    if names["mixer"] in SCHEDULES:
+        plan = read_plan(model["mixer"]["plan"])
+        if plan != read_plan(names["mixer"]):
+            words.append("plan=" + "-".join(choice.name for choice in plan))
+    for name, value in _plain(SIZES[names["backbone"]][names["size"]]).items():
         if model["size"][name] != value:
-            words.append(f"{name}={model['size'][name]}")
+            words.append(f"{name}={model['size'][name]}".replace(" ", ""))
+    return "_".join(words)
+
+
+def _preset_label(preset: str, overrides: Sequence[str]) -> str:
+    """The preset's name and what the command line changes of it."""
+    words = [preset]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in PARTS:
+            words.append(value)
+        elif key.partition(".")[0] in PARTS:
+            words.append(f"{key.rpartition('.')[2]}={value}")
     return "_".join(words)
 
 

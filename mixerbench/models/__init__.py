@@ -2,5 +2,6 @@
 
 from mixerbench.models import timm_models
 from mixerbench.models.factory import create_model
+from mixerbench.models.official import convert_official
 
-__all__ = ["create_model", "timm_models"]
+__all__ = ["convert_official", "create_model", "timm_models"]

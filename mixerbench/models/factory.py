@@ -4,9 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from mixerbench.config.sizes import SIZES, ViTSize, token_grid
+from mixerbench.config.presets import with_changes
+from mixerbench.config.schema import Regularization
+from mixerbench.config.sizes import (
+    SIZES,
+    Size,
+    StagedSize,
+    ViTSize,
+    finer_patch_size,
+    token_grid,
+)
+from mixerbench.models.backbone import Backbone
 from mixerbench.models.registry import BACKBONES, STEMS
 from mixers import MIXERS, TokenGrid
 from mixers.catalog import nearest
@@ -14,57 +22,67 @@ from mixers.plan import MixerSpec, check_names, read_plan
 
 PATCH_SIZE = 16  # pixels; ViT's and DeiT's at 224 x 224
 
+_DEFAULTS = {"backbone": "vit", "size": "base", "stem": "patch", "mixer": "attention"}
+
 
 def create_model(
-    mixer: MixerSpec = "attention",
-    size: str | ViTSize | Mapping[str, int] = "base",
+    mixer: MixerSpec | None = None,
+    size: str | Size | Mapping[str, Any] | None = None,
     *,
+    preset: str | None = None,
     image_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     in_chans: int = 3,
-    stem: str | Mapping[str, Any] = "patch",
+    stem: str | Mapping[str, Any] | None = None,
     patch_size: int = PATCH_SIZE,
-    backbone: str | Mapping[str, Any] = "vit",
+    backbone: str | Mapping[str, Any] | None = None,
     drop_path: float = 0.0,
     drop_path_schedule: str = "linear",
     dropout: float = 0.0,
     layer_scale: float | None = None,
     **backbone_options: Any,
-) -> nn.Module:
+) -> Backbone:
     """Build a model: ``create_model(mixer="patch_ff", size="base")``.
 
     Args:
         mixer: a name, a schedule's name, ``{"name": ..., option: ...}``, or a list of these
-            that is spread over the blocks.
-        size: a name of ``SIZES``, or width, depth and heads themselves.
+            that is spread over the blocks, in staged backbones over the stages; "attention"
+            if neither this nor a preset says otherwise.
+        size: a name of ``SIZES`` of the backbone, or its numbers; "base".
+        preset: a model of a paper, ``mixerbench list presets``; what is given beside it
+            replaces its parts.
         image_size: pixels a side, or (height, width).
-        stem, backbone: a name, or ``{"name": ..., option: ...}``.
-        patch_size: pixels a side of one token, unless the stem's own options say it.
+        stem, backbone: a name, or ``{"name": ..., option: ...}``; "patch" and "vit".
+        patch_size: pixels a side of one token of an isotropic model; staged backbones start
+            four times finer. A stem's own ``patch_size`` is taken as it is.
         backbone_options: options of the backbone, such as ``pool="token"``.
 
     Raises:
         ValueError: an unknown name or option, or parts that do not fit each other.
     """
-    plan = read_plan(mixer)
+    given = {"backbone": backbone, "size": size, "stem": stem, "mixer": mixer}
+    if preset is not None:
+        parts = with_changes(preset, given)
+    else:
+        parts = {part: _DEFAULTS[part] if one is None else one for part, one in given.items()}
+    plan = read_plan(parts["mixer"])
     check_names(plan, MIXERS.names())
-    backbone_name, options = _name_and_options("backbone", backbone)
-    width = _size(size)
-    stem_name, stem_options = _name_and_options("stem", stem)
-    stem_options = {"patch_size": patch_size} | stem_options
+    backbone_name, options = _name_and_options("backbone", parts["backbone"])
+    divisor = BACKBONES.get(backbone_name).stem_divisor
+    stem_name, stem_options = _name_and_options("stem", parts["stem"])
+    stem_options = {"patch_size": finer_patch_size(patch_size, divisor)} | stem_options
+    numbers = _size(parts["size"], backbone_name)
     height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
     grid = TokenGrid(*token_grid(height_width, stem_options["patch_size"]))
-    built_stem = STEMS.create(stem_name, in_chans, width.dim, **stem_options)
+    width = numbers.dims[0] if isinstance(numbers, StagedSize) else numbers.dim
     return BACKBONES.create(
         backbone_name,
-        built_stem,
+        STEMS.create(stem_name, in_chans, width, **stem_options),
         grid,
-        width,
+        numbers,
         plan,
         num_classes,
-        drop_path,
-        drop_path_schedule,
-        dropout,
-        layer_scale,
+        Regularization(drop_path, drop_path_schedule, dropout, layer_scale),
         **(options | backbone_options),
     )
 
@@ -77,15 +95,25 @@ def _name_and_options(kind: str, part: str | Mapping[str, Any]) -> tuple[str, di
     return str(part["name"]), {key: value for key, value in part.items() if key != "name"}
 
 
-def _size(size: str | ViTSize | Mapping[str, int]) -> ViTSize:
-    if isinstance(size, ViTSize):
-        return size
-    if isinstance(size, Mapping):
-        numbers = {key: value for key, value in size.items() if key != "name"}
-        wanted = [field.name for field in dataclasses.fields(ViTSize)]
-        if sorted(numbers) != sorted(wanted):
-            raise ValueError(f"a size has {', '.join(wanted)}, not {', '.join(numbers)}.")
+def _size(size: str | Size | Mapping[str, Any], backbone: str) -> Size:
+    kind = type(next(iter(SIZES[backbone].values())))
+    if isinstance(size, str):
+        if size not in SIZES[backbone]:
+            hint = nearest(size, SIZES[backbone])
+            raise ValueError(f"unknown size {size!r} of backbone {backbone}. {hint}")
+        return SIZES[backbone][size]
+    given = dataclasses.asdict(size) if isinstance(size, (ViTSize, StagedSize)) else size
+    numbers = {key: value for key, value in given.items() if key != "name"}
+    wanted = [field.name for field in dataclasses.fields(kind)]
+    if sorted(numbers) != sorted(wanted):
+        raise ValueError(
+            f"a size of backbone {backbone} has {', '.join(wanted)}, not {', '.join(numbers)}."
+        )
+    if kind is ViTSize:
         return ViTSize(**numbers)
-    if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}. {nearest(size, SIZES)}")
-    return SIZES[size]
+    staged = StagedSize(**{key: tuple(value) for key, value in numbers.items()})
+    if not len(staged.dims) == len(staged.depths) == len(staged.num_heads) > 0:
+        raise ValueError(
+            f"a size of backbone {backbone} has as many dims as depths and num_heads: {numbers}."
+        )
+    return staged

@@ -30,8 +30,8 @@ _OUR_NAMES = {
 
 
 def register_timm_models(mixer: str) -> None:
-    """Register ``mixerbench_<mixer>_<size>`` for every size."""
-    for size in SIZES:
+    """Register ``mixerbench_<mixer>_<size>`` for every size of the isotropic backbone."""
+    for size in SIZES["vit"]:
         name = f"{_PREFIX}_{mixer}_{size}"
         if is_model(name):  # a notebook's class, defined again: found by its name all the same
             continue

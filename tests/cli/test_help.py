@@ -8,6 +8,7 @@ import pytest
 
 import mixerbench
 from mixerbench.config.compose import config_names, part_catalog
+from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixers.plan import SCHEDULES
 
@@ -74,7 +75,8 @@ def test_list_names_everything_that_can_be_named(command: Command) -> None:
     out = command("list").out
     for name in (
         *part_catalog("mixer"), *SCHEDULES, *part_catalog("stem"), *part_catalog("backbone"),
-        *SIZES, *config_names("protocol"), *config_names("recipe"), *config_names("data"),
+        *PRESETS, *(name for sizes in SIZES.values() for name in sizes),
+        *part_catalog("channel_mixer"), *part_catalog("merging"), *config_names("protocol"), *config_names("recipe"), *config_names("data"),
     ):  # fmt: skip
         assert f"\n{name} " in out or f"\n{name}\n" in out
 

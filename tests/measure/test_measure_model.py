@@ -45,13 +45,19 @@ def test_parameters_that_are_frozen_or_shared_are_not_counted_again():
 def test_the_rows_add_up_to_the_model(mixer):
     model = create_model(mixer, **MICRO)
     rows = {row.name: row for row in by_module(model, 32)}
-    assert list(rows) == ["stem", *(f"blocks.{i}" for i in range(4)), "norm", "head", OWN]
+    assert list(rows) == ["stem", "pos_embed", *(f"blocks.{i}" for i in range(4)), "norm", "head"]
     assert sum(row.parameters for row in rows.values()) == count_parameters(model)
     assert sum(row.gmacs for row in rows.values()) == pytest.approx(
         count_macs(model, 32).total / 1e9
     )
-    assert rows[OWN].parameters == model.pos_embed.numel()
+    assert rows["pos_embed"].parameters == model.pos_embed.table.numel()
     assert rows["head"].gmacs == 64 * 10 / 1e9
+
+
+def test_what_belongs_to_no_part_has_a_row_of_its_own():
+    model = create_model("attention", pool="token", **MICRO)
+    rows = {row.name: row for row in by_module(model, 32)}
+    assert rows[OWN].parameters == model.cls_token.numel()
 
 
 def test_the_package_imports_without_fvcore_timm_and_psutil():

@@ -141,13 +141,13 @@ def test_options_of_a_mixer_reach_every_block(micro):
     assert [block.mixer.fc1.out_features for block in model.blocks] == [3] * 4
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES["vit"])
 def test_a_size_is_width_depth_and_heads(size):
     with torch.device("meta"):
         model = create_model("attention", size)
-    assert model.embed_dim == SIZES[size].dim
-    assert len(model.blocks) == SIZES[size].depth
-    assert {block.mixer.num_heads for block in model.blocks} == {SIZES[size].num_heads}
+    assert model.embed_dim == SIZES["vit"][size].dim
+    assert len(model.blocks) == SIZES["vit"][size].depth
+    assert {block.mixer.num_heads for block in model.blocks} == {SIZES["vit"][size].num_heads}
 
 
 def test_a_size_may_be_given_as_numbers():
@@ -170,7 +170,7 @@ def test_patch_ff_has_the_papers_number_of_parameters(size, patch_size, millions
     [
         ({"mixer": "atention"}, "unknown mixer 'atention'. Did you mean 'attention'?"),
         ({"mixer": {"name": "patch_ff", "hidden": 3}}, "'patch_ff' has no option 'hidden'"),
-        ({"size": "bass"}, "unknown size 'bass'. Did you mean 'base'?"),
+        ({"size": "bass"}, "unknown size 'bass' of backbone vit. Did you mean 'base'?"),
         ({"stem": "pach"}, "unknown stem 'pach'. Did you mean 'patch'?"),
         ({"stem": {"name": "patch", "stride": 4}}, "'patch' has no option 'stride'"),
         ({"stem": "conv", "patch_size": 8 + 4, "image_size": 24}, "patches of 12 pixels"),

@@ -49,7 +49,7 @@ def test_dropout_is_after_the_position_embedding_and_inside_the_mlps(micro):
     rates = {n: m.p for n, m in micro(dropout=0.25).named_modules() if isinstance(m, nn.Dropout)}
     assert {name for name, rate in rates.items() if rate == 0.25} == {
         "pos_drop",
-        *(f"blocks.{i}.mlp.drop{k}" for i in range(4) for k in (1, 2)),
+        *(f"blocks.{i}.channel_mixer.drop{k}" for i in range(4) for k in (1, 2)),
     }
 
 
@@ -76,7 +76,7 @@ def test_a_block_without_mixer_is_its_mlp_branch_alone(micro):
     model = micro("none").eval()
     x = torch.randn(2, 6, 64)
     block = model.blocks[0]
-    assert torch.equal(block(x, model.grid), x + block.mlp(block.norm2(x)))
+    assert torch.equal(block(x, model.grid), x + block.channel_mixer(block.norm2(x), model.grid))
 
 
 def test_an_identity_block_adds_the_normalised_token(micro):
@@ -84,7 +84,7 @@ def test_an_identity_block_adds_the_normalised_token(micro):
     x = torch.randn(2, 6, 64)
     block = model.blocks[0]
     x1 = x + block.norm1(x)
-    assert torch.equal(block(x, model.grid), x1 + block.mlp(block.norm2(x1)))
+    assert torch.equal(block(x, model.grid), x1 + block.channel_mixer(block.norm2(x1), model.grid))
 
 
 def test_a_mixer_with_its_own_norm_gets_none_from_the_block(micro):
@@ -188,12 +188,12 @@ def test_weights_start_as_deits(micro):
     model = micro(pool="token", distillation_token=True)
     model.reset_classifier(1000)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert {"head", "head_dist", "blocks.0.mixer.qkv", "blocks.3.mlp.fc2"} <= linear.keys()
+    assert {"head", "head_dist", "blocks.0.mixer.qkv", "blocks.3.channel_mixer.fc2"} <= linear.keys()
     for name, module in linear.items():
         assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
         assert module.weight.abs().max() < 0.2
         assert not module.bias.any(), name
-    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
+    assert model.pos_embed.table.std().item() == pytest.approx(0.02, rel=0.2)
     for token in (model.cls_token, model.dist_token):
         assert token.std().item() == pytest.approx(0.02, rel=0.4)
 
@@ -201,9 +201,9 @@ def test_weights_start_as_deits(micro):
 def test_the_class_token_reads_the_image_and_its_own_position(micro, images):
     model = micro(pool="token").eval()
     assert not torch.equal(model(images())[0], model(images())[1])
-    assert model.pos_embed.shape == (1, 1 + 6, 64)
-    assert micro(pool="token", distillation_token=True).pos_embed.shape == (1, 2 + 6, 64)
-    assert micro(pool="avg").pos_embed.shape == (1, 6, 64)
+    assert model.pos_embed.table.shape == (1, 1 + 6, 64)
+    assert micro(pool="token", distillation_token=True).pos_embed.table.shape == (1, 2 + 6, 64)
+    assert micro(pool="avg").pos_embed.table.shape == (1, 6, 64)
 
 
 def _undecayed(model: nn.Module, groups: list[dict]) -> set[str]:
@@ -223,13 +223,13 @@ def test_timm_decays_neither_norms_biases_embeddings_nor_the_mixers_tables(by, m
     tables = {f"blocks.{i}.mixer.rel_pos_table" for i in (0, 1)}
     tables |= {f"blocks.{i}.mixer.rel_{axis}" for i in (2, 3) for axis in ("row", "column")}
     vectors = {name for name, p in model.named_parameters() if p.ndim == 1}
-    assert _undecayed(model, groups) == tables | vectors | {"pos_embed"}
+    assert _undecayed(model, groups) == tables | vectors | {"pos_embed.table"}
 
 
 def test_prefix_tokens_are_not_decayed(micro):
     model = micro(pool="token", distillation_token=True)
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
-    assert {"cls_token", "dist_token", "pos_embed"} <= _undecayed(model, groups)
+    assert {"cls_token", "dist_token", "pos_embed.table"} <= _undecayed(model, groups)
 
 
 def test_the_tables_of_each_mixer_alone_are_more_than_vectors():
@@ -248,6 +248,6 @@ def test_layer_wise_learning_rates_see_the_stem_each_block_and_the_head(micro):
     )
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     found = {name: scales[id(p)] for name, p in model.named_parameters()}
-    assert found["cls_token"] == found["pos_embed"] == found["stem.proj.weight"] == 0.5**5
+    assert found["cls_token"] == found["pos_embed.table"] == found["stem.proj.weight"] == 0.5**5
     assert [found[f"blocks.{i}.norm1.weight"] for i in range(4)] == [0.5**4, 0.25 / 2, 0.25, 0.5]
     assert found["head.weight"] == 1.0

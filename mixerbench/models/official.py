@@ -1,0 +1,117 @@
+"""Official checkpoints: what the authors published, turned into our models' state dicts."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixerbench.config.presets import PRESETS, find_preset
+from mixerbench.models.factory import create_model
+from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT, Names, rename
+
+_NAMES: Mapping[str, Names] = MappingProxyType(
+    {
+        "deit": TIMM_VIT,
+        "feed_forward": FEED_FORWARD,
+        "lit_ti": LIT_TI,
+        "lit": LIT,
+        "resnet": RESNET,
+    }
+)
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+_EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
+_INDEX = "relative_position_index"
+_COUNTER = "num_batches_tracked"
+
+
+def convert_official(
+    preset: str, state_dict: Mapping[str, Any], *, ema: bool = False
+) -> dict[str, Tensor]:
+    """The state dict that ``create_model(preset=preset).load_state_dict`` takes.
+
+    Args:
+        state_dict: entries under the authors' names, in a wrapper (``{"model": ...}``) or not,
+            with ``module.`` in front of each or not.
+        ema: the moving average that lies beside the weights, where there is one.
+
+    Returns:
+        Our names and shapes, in the order of our model, dtypes as given.
+
+    Raises:
+        ValueError: no code was published for the preset; entries are missing, unexpected or
+            of another shape, and which.
+    """
+    code = find_preset(preset).code
+    if not code:
+        known = ", ".join(name for name, one in PRESETS.items() if one.code)
+        raise ValueError(
+            f"preset {preset!r} has no published code whose checkpoints could be imported. "
+            f"Those that have: {known}."
+        )
+    official = _unwrap(state_dict, ema)
+    found = dict(_renamed(official, _NAMES[code]))
+    with torch.device("meta"):
+        expected = create_model(preset=preset).state_dict()
+    for name, tensor in expected.items():
+        if name.endswith(_COUNTER):  # integer, without influence: may be missing
+            found.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+    _check(preset, found, expected)
+    return {name: found[name] for name in expected}
+
+
+def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
+    """The entries themselves, out of the wrappers that training scripts put around them."""
+    wrappers = _EMA_WRAPPERS if ema else _WRAPPERS
+    inner: Any = content
+    if ema and not any(name in content for name in wrappers):
+        raise ValueError(
+            f"the checkpoint holds no moving average ({', '.join(wrappers)}): leave --ema out."
+        )
+    while isinstance(inner, Mapping):
+        wrapped = next((n for n in wrappers if isinstance(inner.get(n), Mapping)), None)
+        if wrapped is None:
+            break
+        inner, wrappers = inner[wrapped], _WRAPPERS
+    tensors = {str(name): one for name, one in inner.items() if isinstance(one, Tensor)}
+    if not tensors:
+        raise ValueError("the checkpoint holds no weights: no tensors under any known name.")
+    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
+        tensors = {name.removeprefix("module."): one for name, one in tensors.items()}
+    return tensors
+
+
+def _renamed(official: Mapping[str, Tensor], names: Names) -> Iterator[tuple[str, Tensor]]:
+    rest = dict(official)
+    if names is FEED_FORWARD:
+        yield from _position_table(rest)
+    for name, tensor in rest.items():
+        if not name.endswith(_INDEX):  # our index is computed, and tested to be theirs
+            yield rename(name, names), tensor
+
+
+def _position_table(entries: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Their table is an image (1, C, H, W) and a vector for the class token: ours is (1, N, C)."""
+    image, token = (entries.get(f"pos_encoding.{n}") for n in ("pos_embed", "cls_pos_embed"))
+    if image is not None and token is not None and image.ndim == 4 and token.ndim == 3:
+        del entries["pos_encoding.pos_embed"], entries["pos_encoding.cls_pos_embed"]
+        if token.shape[2] == image.shape[1]:
+            table = torch.cat([token, image.flatten(2).transpose(1, 2)], dim=1)
+            yield "pos_embed.table", table
+
+
+def _check(preset: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    }
+    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in wrong.items() if names]
+    if parts:
+        raise ValueError(f"the checkpoint is not of preset {preset}. {'; '.join(parts)}.")

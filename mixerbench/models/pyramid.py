@@ -1,0 +1,143 @@
+"""The pyramid: stages of blocks, each on half the grid of the one before and wider.
+
+Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from mixerbench.config.schema import Regularization
+from mixerbench.config.sizes import StagedSize, token_grid
+from mixerbench.models.backbone import Backbone
+from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
+from mixerbench.models.positions import PositionEmbedding
+from mixerbench.models.registry import MERGINGS, register_backbone
+from mixers import MIXERS, TokenGrid
+from mixers.plan import MixerChoice, check_prefix, spread
+
+
+@register_backbone("pyramid")
+class Pyramid(Backbone):
+    """Four stages with 2 x 2 merging between them (PVT, Swin, LIT).
+
+    Args:
+        stem: from images to a (B, C, H, W) map, by its ``patch_size``.
+        grid: (H, W) tokens of the first stage.
+        size: widths, depths and heads by stage.
+        plan: mixer choices, spread over the stages.
+        num_classes: 0 leaves the classifier out.
+        regularization: dropout where position embeddings are added and in channel mixers.
+        pool: ``avg`` over the grid, or ``token``: a class token, which joins at the last stage.
+        merging: a name of ``MERGINGS``.
+        channel_mixer: a name of ``CHANNEL_MIXERS``.
+        mlp_ratios: hidden width of the MLPs as a multiple of C, by stage.
+        pos_embed: a learned position embedding at the start of each stage.
+        norm_eps: of the LayerNorms of the blocks and the last one.
+    """
+
+    paper = "Pyramid Vision Transformer, arXiv:2102.12122"
+    stem_divisor = 4
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        grid: TokenGrid,
+        size: StagedSize,
+        plan: Sequence[MixerChoice],
+        num_classes: int,
+        regularization: Regularization,
+        *,
+        pool: str = "avg",
+        merging: str = "deformable",
+        channel_mixer: str = "mlp",
+        mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 4.0),
+        pos_embed: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(size.dims[-1], num_classes, pool=pool)
+        stages = len(size.dims)
+        if len(mlp_ratios) != stages:
+            raise ValueError(
+                f"backbone pyramid: {stages} stages need as many mlp_ratios, not {len(mlp_ratios)}."
+            )
+        choices = spread(plan, stages, "stages")
+        check_prefix(choices[-1:], MIXERS.facts, pool)
+        rates = iter(drop_path_rates(regularization, sum(size.depths)))
+        self.patch_size = int(stem.patch_size)  # type: ignore[arg-type]
+        self.stem = stem
+        self.stages = nn.ModuleList()
+        for i, choice in enumerate(choices):
+            if i > 0:
+                grid = _halved(grid, i + 1)
+            if i == stages - 1:
+                grid = grid._replace(prefix=self.num_prefix_tokens)
+            self.stages.append(
+                Stage(
+                    MERGINGS.create(merging, size.dims[i - 1], size.dims[i]) if i > 0 else None,
+                    PositionEmbedding(size.dims[i], grid) if pos_embed else None,
+                    build_blocks(
+                        [choice] * size.depths[i],
+                        size.dims[i],
+                        grid,
+                        size.num_heads[i],
+                        [next(rates) for _ in range(size.depths[i])],
+                        BlockOptions(channel_mixer, mlp_ratios[i], norm_eps, False, regularization),
+                    ),
+                    # where positions are added, and once where none are
+                    regularization.dropout if pos_embed or i == 0 else 0.0,
+                )
+            )
+        self.norm = nn.LayerNorm(size.dims[-1], eps=norm_eps)
+        self.finish()
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        grid = TokenGrid(*token_grid((height, width), self.patch_size))
+        x = self.stem(images)  # (B, C, H, W)
+        for number, stage in enumerate(cast("Iterable[Stage]", self.stages), start=1):
+            if stage.merging is not None:
+                grid = _halved(grid, number)
+                x = stage.merging(x)
+            x = x.flatten(2).transpose(1, 2)  # (B, N, C)
+            if number == len(self.stages):
+                grid = grid._replace(prefix=self.num_prefix_tokens)
+                x = self.with_prefix(x)
+            if stage.pos_embed is not None:
+                x = x + stage.pos_embed(grid)
+            x = self.run(stage.blocks, stage.drop(x), grid)
+            if number < len(self.stages):
+                x = x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+        return self.norm(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of parameters by depth, for timm's layer-wise learning rates."""
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)(?:\.blocks\.(\d+))?"
+        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^norm|cls_token", (99999,))]}
+
+
+class Stage(nn.Module):
+    """The parts of a stage, run by the pyramid."""
+
+    def __init__(
+        self,
+        merging: nn.Module | None,
+        pos_embed: PositionEmbedding | None,
+        blocks: nn.ModuleList,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.merging = merging
+        self.pos_embed = pos_embed
+        self.drop = nn.Dropout(dropout)
+        self.blocks = blocks
+
+
+def _halved(grid: TokenGrid, stage: int) -> TokenGrid:
+    if grid.height % 2 or grid.width % 2:
+        raise ValueError(
+            f"backbone pyramid cannot halve {grid} tokens for stage {stage}: give an image whose "
+            "sides are multiples of 8 patches of the stem, or smaller patches (stem.patch_size)."
+        )
+    return TokenGrid(grid.height // 2, grid.width // 2)

@@ -1,0 +1,49 @@
+"""Convolution over the token grid: the mixer that attention replaced."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixers.base import TokenGrid, TokenMixer
+from mixers.registry import register_mixer
+
+
+@register_mixer("convolution")
+class Convolution(TokenMixer):
+    """A k x k convolution over the grid, zeros around it (ResNet's spatial convolution).
+
+    Args:
+        kernel_size: k, odd.
+        depthwise: every channel by itself, without mixing channels.
+        bias: a bias per channel.
+    """
+
+    any_grid = True
+    mixes_prefix = False  # a class token has no neighbours
+    strides = True
+    paper = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
+
+    def __init__(
+        self,
+        dim: int,
+        grid: TokenGrid,
+        num_heads: int,
+        *,
+        kernel_size: int = 3,
+        depthwise: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(dim, grid, num_heads)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"convolution: kernel_size is odd, 1 or more, not {kernel_size}.")
+        groups = dim if depthwise else 1
+        self.conv = nn.Conv2d(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias
+        )
+
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        conv = self.conv
+        image = x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+        image = F.conv2d(
+            image, conv.weight, conv.bias, self.stride, conv.padding, groups=conv.groups
+        )
+        return image.flatten(2).transpose(1, 2)
