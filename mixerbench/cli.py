@@ -17,18 +17,21 @@ Commands
   train         train a model, or a sweep of them
   eval          accuracy of a checkpoint
   profile       parameters, multiply-adds, speed and memory of a model
-  list          mixers, sizes, stems, backbones, protocols, recipes
+  list          presets, mixers, sizes, stems, backbones, protocols, recipes
+  import        a checkpoint that a paper's authors published
+  reproduce     the papers' models beside what was published of them
   leaderboard   rank the runs, one table per protocol
   sync          upload what a tracking server has missed
 
 Settings are of three groups
-  model         free to vary: mixer, size, stem, backbone
+  model         free to vary: mixer, size, stem, backbone, or a preset of them
   protocol      identical in one leaderboard: data, recipe, evaluation
   run           without influence on the result: run.device, run.precision, tracking.uri, ...
 
 Examples
   mixerbench train mixer=patch_ff size=base
   mixerbench train -m mixer=patch_ff,attention,local_attention run.seed=0,1,2
+  mixerbench train preset=lit_s protocol=imagenet_lit protocol.data.root=/data/imagenet
   mixerbench leaderboard
 
 'mixerbench COMMAND --help' shows more of each. MIXERBENCH_DEBUG=1 shows tracebacks.
@@ -46,6 +49,8 @@ def _dispatch(arguments: Sequence[str]) -> None:
         "eval": _eval,
         "profile": _profile,
         "list": _list,
+        "import": _import,
+        "reproduce": _reproduce,
         "leaderboard": _leaderboard,
         "sync": _sync,
     }
@@ -96,6 +101,10 @@ examples:
       options of the mixer; 'mixerbench list mixers' shows them
   mixerbench train mixer=attention backbone.pool=token stem=conv
       a class token, a convolution stem
+  mixerbench train preset=lit_s size=micro mixer=patch_ff
+      a paper's model, with a part of it replaced; 'mixerbench list presets' shows them
+  mixerbench train mixer=local_attention backbone=pyramid backbone.merging=patch
+      another backbone
   mixerbench train -m mixer=patch_ff,attention,local_attention run.seed=0,1,2
       nine runs, several side by side; launcher.jobs=2 sets how many
   mixerbench train mixer=attention run.resume=auto
@@ -193,6 +202,7 @@ examples:
   mixerbench profile mixer=attention size=tiny protocol=imagenet_deit backbone.pool=token
   mixerbench profile mixer=patch_ff size=base protocol=imagenet_deit run.measure_batch_size=8
   mixerbench profile mixer=local_attention mixer.window=5 --json
+  mixerbench profile preset=lit_s protocol=imagenet_deit
 """,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -209,8 +219,8 @@ examples:
 def _list(arguments: Sequence[str]) -> None:
     parser = _Parser(
         "list",
-        "List what can be named on the command line: mixers, sizes, stems, backbones, "
-        "protocols, recipes, data.",
+        "List what can be named on the command line: presets, mixers, sizes, stems, backbones, "
+        "channel mixers, mergings,\nprotocols, recipes, data.",
         """\
 examples:
   mixerbench list
@@ -222,6 +232,47 @@ examples:
     from mixerbench.commands.list import listing
 
     print(listing(options.settings))
+
+
+def _import(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "import",
+        "Turn a checkpoint, as its authors publish it, into one of mixerbench.",
+        """\
+preset=NAME says which model it is, checkpoint=FILE where it lies (.pth or .safetensors). Every
+entry must find its place; no code in the file is run.
+
+examples:
+  mixerbench import preset=ff_base checkpoint=linear-base-checkpoint.pth
+  mixerbench import preset=lit_s checkpoint=lit_s.pth out=weights/lit_s.safetensors
+  mixerbench eval preset=ff_base checkpoint=ff_base.safetensors protocol=imagenet_deit \\
+      data.root=/data/imagenet
+""",
+    )
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.commands.import_ import import_checkpoint
+
+    print(import_checkpoint(options.settings, options.ema))
+
+
+def _reproduce(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "reproduce",
+        "Count parameters and multiply-adds of the papers' models and set what was published "
+        "beside them.",
+        """\
+examples:
+  mixerbench reproduce
+  mixerbench reproduce lit_s sasa_r50
+  mixerbench reproduce --format markdown
+""",
+    )
+    parser.add_argument("--format", default="terminal", help="terminal, markdown or json")
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.commands.reproduce import reproduce
+
+    print(reproduce(options.settings, options.format))
 
 
 def _leaderboard(arguments: Sequence[str]) -> None:

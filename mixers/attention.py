@@ -53,7 +53,7 @@ class Attention(TokenMixer):
             offsets = (2 * grid.height - 1) * (2 * grid.width - 1)
             self.rel_pos_table = nn.Parameter(torch.empty(offsets, num_heads))
             nn.init.trunc_normal_(self.rel_pos_table, std=0.02)
-            self.register_buffer("rel_pos_index", _relative_index(grid), persistent=False)
+            self.register_buffer("rel_pos_index", relative_index(grid), persistent=False)
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         B, N, C = x.shape
@@ -74,7 +74,7 @@ class Attention(TokenMixer):
         return F.pad(bias, (grid.prefix, 0, grid.prefix, 0)).to(dtype)
 
 
-def _relative_index(grid: TokenGrid) -> Tensor:
+def relative_index(grid: TokenGrid) -> Tensor:
     """(H*W, H*W): the table's row for each (query, key), by (Δrow, Δcolumn) = query - key."""
     row = torch.arange(grid.height).repeat_interleave(grid.width)
     column = torch.arange(grid.width).repeat(grid.height)

@@ -32,6 +32,7 @@ class Preset:
     flops: str = ""
     top1: str = ""
     convention: str = MACS
+    with_classifier: bool = True  # is the classifier in the published parameters?
     note: str = ""
 
 
@@ -88,7 +89,6 @@ def _deit(size: str, parameters: str, flops: str, top1: str, *, distilled: bool 
 
 _LIT = "Less is More: Pay Less Attention in Vision Transformers, arXiv:2105.14217"
 _LIT_STEM = _part("patch", patch_size=4, norm=True)
-_WITHOUT_CLASSIFIER = "published without the classifier, rounded down"
 
 _LIT_TI = Preset(
     {
@@ -102,7 +102,7 @@ _LIT_TI = Preset(
     "19",
     "3.6",
     "81.1",
-    note=_WITHOUT_CLASSIFIER,
+    with_classifier=False,
 )
 
 
@@ -114,7 +114,7 @@ def _lit(size: str, parameters: str, flops: str, top1: str) -> Preset:
         "stem": _LIT_STEM,
         "mixer": _part("plan", plan=["none", "none", attention, attention]),
     }
-    return Preset(model, "lit", _LIT, parameters, flops, top1, note=_WITHOUT_CLASSIFIER)
+    return Preset(model, "lit", _LIT, parameters, flops, top1, with_classifier=False)
 
 
 # --- SASA -------------------------------------------------------------------------------------
@@ -145,11 +145,11 @@ def _sasa(
         "mixer": plan[0] if plan == plan[:1] * 4 else _part("plan", plan=plan),
     }
     code = "resnet" if convolutions == "1234" else ""
-    return Preset(model, code, _SASA, parameters, flops, top1, TWICE, note)
+    return Preset(model, code, _SASA, parameters, flops, top1, TWICE, note=note)
 
 
 _HELD_OUT = "top-1 {} on a held-out part of the training set (table 3)"
-_FULL = "the formula of appendix A.1 has no q·r in the stem; with it the figure would be met"
+_FULL = "appendix A.1 has no q·r in the stem; counted with it, the FLOPs are {}"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -173,9 +173,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sasa_r26": _sasa("r26", "", "10.3", "4.5", "75.8"),
         "sasa_r38": _sasa("r38", "", "14.1", "5.7", "77.1"),
         "sasa_r50": _sasa("r50", "", "18.0", "7.0", "77.4"),
-        "sasa_r26_full": _sasa("r26", "", "10.3", "4.7", "74.8", stem=_ATTENTION_STEM, note=_FULL),
-        "sasa_r38_full": _sasa("r38", "", "14.1", "6.0", "76.9", stem=_ATTENTION_STEM, note=_FULL),
-        "sasa_r50_full": _sasa("r50", "", "18.0", "7.2", "77.6", stem=_ATTENTION_STEM, note=_FULL),
+        "sasa_r26_full": _sasa(
+            "r26", "", "10.3", "4.7", "74.8", stem=_ATTENTION_STEM, note=_FULL.format(4.69)
+        ),
+        "sasa_r38_full": _sasa(
+            "r38", "", "14.1", "6.0", "76.9", stem=_ATTENTION_STEM, note=_FULL.format(5.94)
+        ),
+        "sasa_r50_full": _sasa(
+            "r50", "", "18.0", "7.2", "77.6", stem=_ATTENTION_STEM, note=_FULL.format(7.18)
+        ),
         "sasa_r50_conv1": _sasa("r50", "1", "18.1", "7.3", note=_HELD_OUT.format(80.7)),
         "sasa_r50_conv12": _sasa("r50", "12", "18.5", "7.5", note=_HELD_OUT.format(80.7)),
         "sasa_r50_conv123": _sasa("r50", "123", "20.8", "8.0", note=_HELD_OUT.format(80.2)),

@@ -51,16 +51,19 @@ class Optimizer:
     name: str
     lr: float
     lr_batch_size: Optional[int]  # lr is for this batch and scales linearly; None: as it stands
-    betas: list[float]
-    eps: float
+    offset_lr_scale: float  # weights of deformable convolutions' offsets: a multiple of the others'
+    momentum: Optional[float]  # SGD's; this and the next two: None where the optimizer has none
+    betas: Optional[list[float]]
+    eps: Optional[float]
     weight_decay: float
     clip_grad_norm: Optional[float]
 
 
 @dataclass
 class Schedule:
-    """Linear warm-up, then a cosine; one value per epoch."""
+    """Linear warm-up, then a cosine."""
 
+    interval: str  # epoch: one value per epoch; step: one per optimizer step
     warmup_epochs: int
     warmup_lr: float
     min_lr: float
@@ -130,6 +133,7 @@ class Recipe:
     mixup: Mixup
     loss: Loss
     regularization: Regularization
+    batch_norm_momentum: float  # share of a micro-batch in BatchNorm's running statistics
     ema: Ema
     distillation: Distillation
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixerbench.measure._state import images_shape, measuring
+from mixers import TokenMixer
 
 CONVENTION: Final = (
     "multiply-adds of convolutions, linear layers, matrix products and attention, one image; "
@@ -72,6 +73,20 @@ def count_macs(model: nn.Module, image_size: int | tuple[int, int], in_chans: in
     return count
 
 
+def macs_by_formula(model: nn.Module, count: MacCount) -> int:
+    """``count`` with every mixer that executes other products than its paper counted by the paper.
+
+    Local attention, for one, is a dense product with zeros in it; its paper counts the window.
+    """
+    total = count.total
+    for path, module in model.named_modules():
+        if isinstance(module, TokenMixer):
+            own = module.formula_macs(module.grid)
+            if own is not None:
+                total += own - count.by_module[path]
+    return total
+
+
 def _count_by_fvcore(model: nn.Module, image: Tensor) -> MacCount:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, the tracer warns of constants
@@ -102,6 +117,7 @@ def _count_by_fvcore(model: nn.Module, image: Tensor) -> MacCount:
 
 
 def _count_by_torch(model: nn.Module, image: Tensor) -> int:
+    import torchvision.ops  # noqa: F401  registers the operator that is named below
     from torch.utils.flop_counter import FlopCounterMode
 
     aten = torch.ops.aten
@@ -110,6 +126,9 @@ def _count_by_torch(model: nn.Module, image: Tensor) -> int:
         custom_mapping={
             aten.mv: lambda matrix, vector, **_: 2 * prod(matrix),
             aten.dot: lambda left, right, **_: 2 * prod(left),
+            torch.ops.torchvision.deform_conv2d: lambda _, weight, *args, out_shape, **kwargs: (
+                2 * prod(out_shape) * prod(weight[1:])
+            ),
         },
     )
     # MATH: attention as the two matrix products that it is. An independent check of our
@@ -152,6 +171,11 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(positions)) * prod(_shape(inputs[1])[1:])
 
 
+def _deformable(inputs: list[Any], outputs: list[Any]) -> int:
+    """The convolution; the bilinear sampling before it is element-wise."""
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
+
+
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     *_, queries, width = _shape(inputs[0])
     *_, keys, value_width = _shape(inputs[2])
@@ -188,6 +212,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     **{f"aten::{name}": _product(1) for name in ("addmm", "baddbmm")},  # the 0th is added
     "aten::einsum": _einsum,
     "aten::scaled_dot_product_attention": _attention,
+    "torchvision::deform_conv2d": _deformable,
 }
 """Operator -> its multiply-adds. A plugin with an operator of its own adds it here."""
 

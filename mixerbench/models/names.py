@@ -39,6 +39,7 @@ _LIT_PARTS: Names = MappingProxyType(
         r"\.dconv\.": ".conv.",
         r"\.norm_layer\.": ".norm.",
         r"\.attn\.relative_position_bias_table$": ".mixer.rel_pos_table",
+        r"\.attn\.relative_position_index$": ".mixer.rel_pos_index",
         r"\.attn\.": ".mixer.",
         r"\.mlp\.": ".channel_mixer.",
     }

@@ -5,11 +5,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerbench.config.presets import PRESETS, find_preset
 from mixerbench.models.factory import create_model
 from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT, Names, rename
+from mixers.attention import Attention, relative_index
 
 _NAMES: Mapping[str, Names] = MappingProxyType(
     {
@@ -23,7 +24,6 @@ _NAMES: Mapping[str, Names] = MappingProxyType(
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
-_INDEX = "relative_position_index"
 _COUNTER = "num_batches_tracked"
 
 
@@ -51,15 +51,15 @@ def convert_official(
             f"preset {preset!r} has no published code whose checkpoints could be imported. "
             f"Those that have: {known}."
         )
-    official = _unwrap(state_dict, ema)
-    found = dict(_renamed(official, _NAMES[code]))
     with torch.device("meta"):
-        expected = create_model(preset=preset).state_dict()
+        model = create_model(preset=preset)
+    expected = model.state_dict()
+    found = dict(_renamed(_unwrap(state_dict, ema), _NAMES[code]))
     for name, tensor in expected.items():
         if name.endswith(_COUNTER):  # integer, without influence: may be missing
-            found.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-    _check(preset, found, expected)
-    return {name: found[name] for name in expected}
+            found.setdefault(name, (name, torch.zeros(tensor.shape, dtype=tensor.dtype)))
+    _check(preset, _without_indices(model, found), expected)
+    return {name: found[name][1] for name in expected}
 
 
 def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
@@ -83,33 +83,49 @@ def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def _renamed(official: Mapping[str, Tensor], names: Names) -> Iterator[tuple[str, Tensor]]:
+_Found = dict[str, tuple[str, Tensor]]
+"""Our name -> the authors' name and the entry."""
+
+
+def _renamed(
+    official: Mapping[str, Tensor], names: Names
+) -> Iterator[tuple[str, tuple[str, Tensor]]]:
     rest = dict(official)
     if names is FEED_FORWARD:
         yield from _position_table(rest)
     for name, tensor in rest.items():
-        if not name.endswith(_INDEX):  # our index is computed, and tested to be theirs
-            yield rename(name, names), tensor
+        yield rename(name, names), (name, tensor)
 
 
-def _position_table(entries: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _position_table(entries: dict[str, Tensor]) -> Iterator[tuple[str, tuple[str, Tensor]]]:
     """Their table is an image (1, C, H, W) and a vector for the class token: ours is (1, N, C)."""
-    image, token = (entries.get(f"pos_encoding.{n}") for n in ("pos_embed", "cls_pos_embed"))
-    if image is not None and token is not None and image.ndim == 4 and token.ndim == 3:
-        del entries["pos_encoding.pos_embed"], entries["pos_encoding.cls_pos_embed"]
-        if token.shape[2] == image.shape[1]:
-            table = torch.cat([token, image.flatten(2).transpose(1, 2)], dim=1)
-            yield "pos_embed.table", table
+    place, token_place = "pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"
+    image, token = entries.get(place), entries.get(token_place)
+    if image is None or token is None or image.ndim != 4 or token.shape[2:] != image.shape[1:2]:
+        return  # reported as missing and unexpected
+    del entries[place], entries[token_place]
+    yield "pos_embed.table", (place, torch.cat([token, image.flatten(2).mT], dim=1))
 
 
-def _check(preset: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _without_indices(model: nn.Module, found: _Found) -> _Found:
+    """``found`` without the relative position indices, which we compute, if they are the same."""
+    kept, modules = {}, dict(model.named_modules())
+    for name, (official, tensor) in found.items():
+        module = modules.get(name.rpartition(".")[0])
+        is_index = name.endswith(".rel_pos_index") and isinstance(module, Attention)
+        if not (is_index and torch.equal(tensor, relative_index(module.grid))):
+            kept[name] = (official, tensor)
+    return kept
+
+
+def _check(preset: str, found: _Found, expected: Mapping[str, Tensor]) -> None:
     wrong = {
         "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "unexpected": [official for name, (official, _) in found.items() if name not in expected],
         "of another shape": [
-            f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
+            f"{found[name][0]} {tuple(found[name][1].shape)} for {tuple(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
+            if name in found and found[name][1].shape != tensor.shape
         ],
     }
     parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in wrong.items() if names]

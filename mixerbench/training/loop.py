@@ -17,7 +17,12 @@ from mixerbench.errors import TrainingStopped
 from mixerbench.models import create_model
 from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
-from mixerbench.recipe.optimization import LearningRate, create_ema, create_optimizer
+from mixerbench.recipe.optimization import (
+    LearningRate,
+    create_ema,
+    create_optimizer,
+    set_batch_norm_momentum,
+)
 from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Metric
 from mixerbench.training import checkpoint
@@ -92,12 +97,13 @@ def train(
 
     # Everything that varies is an object made here; the loop below has no cases.
     model.to(device)
+    set_batch_norm_momentum(recipe, model)
     optimizer = create_optimizer(recipe, model)
-    rates = LearningRate(recipe, optimizer)
     state = TrainingState(model, create_ema(recipe, model), optimizer, grad_scaler(device, run))
     loss_of = DistillationLoss(create_loss(recipe), teacher, recipe.distillation).to(device)
     mixup = create_mixup(recipe, classes)
     batches, order = train_loader(splits.train, protocol, run, device)
+    rates = LearningRate(recipe, optimizer, order.steps_per_epoch)
     validation = eval_loader(splits.val, protocol, run, device)
     forward = torch.compile(model) if run.compile else model
     watch = _Watch(splits)
@@ -110,7 +116,6 @@ def train(
     journal.start(settings.label, recipe.epochs * steps)
 
     for epoch in range(progress.step // steps, recipe.epochs):
-        rate = rates.set_epoch(epoch)
         order.start_at(epoch, progress.step % steps)
         micro_batches = iter(batches)
         model.train()
@@ -118,6 +123,7 @@ def train(
         watch.start()
 
         for _ in range(progress.step % steps, steps):
+            rate = rates.set(progress.step)
             optimizer.zero_grad(set_to_none=True)
             for rank in range(order.virtual_ranks):
                 images, targets, indices = next(micro_batches)

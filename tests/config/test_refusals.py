@@ -25,7 +25,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("mixer=lit mixer.plan=[attention,nonee]", ("mixer 'nonee'", "'none'")),
     # unknown settings
     ("recipe.epocs=3", ("'epocs'", "'epochs'")),
-    ("protocol.recipe.optimizer.momentum=3", ("protocol.recipe.optimizer", "'momentum'", "betas")),
+    ("protocol.recipe.optimizer.nesterov=3", ("protocol.recipe.optimizer", "'nesterov'", "betas")),
     ("epochs=3", ("'epochs'", "'protocol.recipe.epochs'")),
     ("lr=3", ("'lr'", "'protocol.recipe.optimizer.lr'")),
     ("run.sed=3", ("run", "'sed'", "'seed'")),

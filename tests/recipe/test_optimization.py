@@ -7,16 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
 from timm.optim import Lamb
 from torch import Tensor, nn
 
 from mixerbench.config.compose import compose
 from mixerbench.models import create_model
-from mixerbench.recipe.optimization import LearningRate, create_ema, create_optimizer
+from mixerbench.recipe import optimization
+from mixerbench.recipe.optimization import (
+    LearningRate,
+    create_ema,
+    create_optimizer,
+    set_batch_norm_momentum,
+)
 from mixerbench.training.loop import build_model
 from mixers import MIXERS
 
 # --- learning rate --------------------------------------------------------------------------
+
+STEPS = 3  # of an epoch
 
 
 def deits_trace(peak: float, epochs: int) -> list[float]:
@@ -38,10 +47,10 @@ def deits_trace(peak: float, epochs: int) -> list[float]:
 def test_learning_rate_of_every_epoch_is_deits(name, peak, epochs, protocol):
     recipe = protocol(name).recipe
     optimizer = create_optimizer(recipe, nn.Linear(2, 2))
-    rates = LearningRate(recipe, optimizer)
+    rates = LearningRate(recipe, optimizer, STEPS)
     expected = deits_trace(peak, epochs)
-    for epoch in range(recipe.epochs):
-        rate = rates.set_epoch(epoch)
+    for step in range(recipe.epochs * STEPS):
+        rate, epoch = rates.set(step), step // STEPS
         assert rate == pytest.approx(expected[epoch], rel=1e-12), epoch  # a cosine apart
         assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
     assert recipe.epochs == len(expected)
@@ -49,8 +58,8 @@ def test_learning_rate_of_every_epoch_is_deits(name, peak, epochs, protocol):
 
 def test_learning_rate_begins_and_ends_as_in_deit(protocol):
     recipe = protocol().recipe
-    rates = LearningRate(recipe, create_optimizer(recipe, nn.Linear(2, 2)))
-    trace = [rates.set_epoch(epoch) for epoch in range(300)]
+    rates = LearningRate(recipe, create_optimizer(recipe, nn.Linear(2, 2)), STEPS)
+    trace = [rates.set(epoch * STEPS) for epoch in range(300)]
     assert trace[:2] == [1e-6, 1e-6]
     assert trace[2] == pytest.approx(1e-6 + (1e-3 - 1e-6) / 5, rel=1e-12)
     assert max(trace) == trace[6] == pytest.approx(0.999322e-3, rel=1e-6)  # seven digits
@@ -58,24 +67,29 @@ def test_learning_rate_begins_and_ends_as_in_deit(protocol):
 
 
 @settings(deadline=None, max_examples=30)
-@given(epochs=st.lists(st.integers(0, 299), min_size=1, max_size=8))
-def test_learning_rate_depends_on_the_epoch_alone(epochs, protocol):
+@given(steps=st.lists(st.integers(0, 300 * STEPS - 1), min_size=1, max_size=8))
+def test_learning_rate_depends_on_the_epoch_alone(steps, protocol):
     recipe = protocol().recipe
-    rates = LearningRate(recipe, create_optimizer(recipe, nn.Linear(2, 2)))
+    rates = LearningRate(recipe, create_optimizer(recipe, nn.Linear(2, 2)), STEPS)
     expected = deits_trace(1e-3, 300)
-    for epoch in epochs:  # in any order, as after an interruption
-        assert rates.set_epoch(epoch) == pytest.approx(expected[epoch], rel=1e-12)
+    for step in steps:  # in any order, as after an interruption
+        assert rates.set(step) == pytest.approx(expected[step // STEPS], rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "epoch"),
-    [("warmup_epochs", 10, 3), ("warmup_lr", 1e-4, 0), ("min_lr", 1e-4, 299)],
+    [
+        ("warmup_epochs", 10, 3),
+        ("warmup_lr", 1e-4, 0),
+        ("min_lr", 1e-4, 299),
+        ("interval", "step", 3),
+    ],
 )
 def test_every_setting_of_the_schedule_changes_a_rate(field, value, epoch, protocol):
     recipes = [protocol().recipe, protocol(**{f"recipe__schedule__{field}": value}).recipe]
     optimizers = [create_optimizer(recipe, nn.Linear(2, 2)) for recipe in recipes]
     first, second = (
-        LearningRate(recipe, optimizer).set_epoch(epoch)
+        LearningRate(recipe, optimizer, STEPS).set(epoch * STEPS)
         for recipe, optimizer in zip(recipes, optimizers, strict=True)
     )
     assert first != second
@@ -99,7 +113,9 @@ def test_deit_decays_no_bias_norm_embedding_or_token(protocol):
     expected = {
         name
         for name, parameter in model.named_parameters()
-        if name in ("cls_token", "pos_embed") or name.endswith(".bias") or "norm" in name
+        if name.partition(".")[0] in ("cls_token", "pos_embed")
+        or name.endswith(".bias")
+        or "norm" in name
     }
     assert undecayed(protocol().recipe, model) == expected
     assert (len(expected), len(list(model.parameters()))) == (102, 152)
@@ -126,7 +142,7 @@ def test_tables_of_mixers_are_not_decayed(mixer, tables, protocol):
 @pytest.mark.parametrize("mixer", sorted(MIXERS.names()))
 def test_decayed_are_all_weights_of_two_axes_that_nobody_exempts(mixer, protocol):
     model = create_model(mixer, "micro", image_size=64, num_classes=3)
-    exempt = {"pos_embed", "cls_token", "dist_token", *MIXERS.get(mixer).no_weight_decay}
+    exempt = {"table", "cls_token", "dist_token", *MIXERS.get(mixer).no_weight_decay}
     expected = {
         name
         for name, parameter in model.named_parameters()
@@ -252,6 +268,47 @@ def test_deit3s_lamb_clips_at_one_by_itself_and_is_apexs_formula(network, protoc
         torch.testing.assert_close(parameter.detach().double(), wanted, rtol=0, atol=2e-6)
 
 
+def test_sasas_optimizer_has_the_papers_constants(network, protocol):
+    optimizer = create_optimizer(protocol("imagenet_sasa").recipe, network)
+    assert type(optimizer) is torch.optim.SGD
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 1e-4]
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum"], group["nesterov"]) == (1.6, 0.9, True)
+        assert group["dampening"] == 0
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_momentum_reaches_nesterovs_formula(momentum, protocol):
+    """As PyTorch has it: the step looks one momentum ahead (Sutskever et al., 2013)."""
+    fields = {"recipe__optimizer__momentum": momentum, "recipe__optimizer__lr": 0.1}
+    recipe = protocol("imagenet_sasa", **fields).recipe
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = create_optimizer(recipe, model)
+    weight, velocity = model.weight.detach().double(), torch.zeros(3, 4, dtype=torch.float64)
+    for _ in range(5):
+        model.weight.grad = torch.randn(3, 4)
+        gradient = model.weight.grad.double() + recipe.optimizer.weight_decay * weight
+        velocity = momentum * velocity + gradient
+        weight = weight - recipe.optimizer.lr * (gradient + momentum * velocity)
+        optimizer.step()
+    # Five float32 steps on weights of order 1.
+    torch.testing.assert_close(model.weight.detach().double(), weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["betas", "eps", "momentum"])
+def test_what_a_recipe_leaves_null_is_not_passed(field, network, protocol, monkeypatch):
+    monkeypatch.setattr(optimization, "create_optimizer_v2", lambda *_, **options: options)
+    complete = {
+        f"recipe__optimizer__{name}": value
+        for name, value in (("betas", [0.5, 0.9]), ("eps", 1e-3), ("momentum", 0.7))
+    }
+    gap = {f"recipe__optimizer__{field}": None}
+    passed = create_optimizer(protocol(**complete).recipe, network)
+    assert (passed["betas"], passed["eps"], passed["momentum"]) == ((0.5, 0.9), 1e-3, 0.7)
+    with_gap = create_optimizer(protocol(**complete | gap).recipe, network)
+    assert passed.keys() - with_gap.keys() == {field}
+
+
 # --- regularisation and the moving average --------------------------------------------------
 
 
@@ -298,3 +355,22 @@ def test_average_is_a_copy_that_does_not_train(protocol):
         model.weight += 1.0
     assert not torch.equal(average.module.weight, model.weight)
     assert not average.module.training
+
+
+def test_average_of_batch_statistics_takes_the_recipes_share(protocol):
+    model = nn.Sequential(nn.BatchNorm1d(2), BatchNormAct2d(2), nn.InstanceNorm1d(2))
+    set_batch_norm_momentum(protocol(recipe__batch_norm_momentum=0.25).recipe, model)
+    assert [module.momentum for module in model] == [0.25, 0.25, 0.1]
+    images = 3 + torch.randn(8, 2)
+    for share in (0.25, 1 - 0.75**2):  # of 3, the rest is the zero that it starts from
+        model[0](images)
+        torch.testing.assert_close(model[0].running_mean, share * images.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [("imagenet_deit", 0.9), ("imagenet_lit", 0.9), ("imagenet_sasa", 0.9999)]
+)
+def test_batch_statistics_decay_as_published(name, decay, protocol):
+    model = nn.BatchNorm2d(2)
+    set_batch_norm_momentum(protocol(name).recipe, model)
+    assert 1 - model.momentum == pytest.approx(decay, rel=1e-12)

@@ -11,6 +11,7 @@ import timm
 from mixerbench.config.compose import config_names
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
 from mixerbench.data.images import open_images
+from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import peak_lr
 
 DEIT = {
@@ -29,10 +30,13 @@ DEIT = {
     "recipe.optimizer.name": "adamw",
     "recipe.optimizer.lr": 5e-4,
     "recipe.optimizer.lr_batch_size": 512,
+    "recipe.optimizer.offset_lr_scale": 1.0,
+    "recipe.optimizer.momentum": None,
     "recipe.optimizer.betas": [0.9, 0.999],
     "recipe.optimizer.eps": 1e-8,
     "recipe.optimizer.weight_decay": 0.05,
     "recipe.optimizer.clip_grad_norm": None,
+    "recipe.schedule.interval": "epoch",
     "recipe.schedule.warmup_epochs": 5,
     "recipe.schedule.warmup_lr": 1e-6,
     "recipe.schedule.min_lr": 1e-5,
@@ -58,6 +62,7 @@ DEIT = {
     "recipe.regularization.drop_path_schedule": "linear",
     "recipe.regularization.dropout": 0.0,
     "recipe.regularization.layer_scale": None,
+    "recipe.batch_norm_momentum": 0.1,
     "recipe.ema.decay": 0.99996,
     "recipe.distillation.kind": "none",
     "recipe.distillation.teacher": "regnety_160",
@@ -90,6 +95,47 @@ CHANGES = {
         "recipe.regularization.drop_path_schedule": "constant",
         "recipe.regularization.layer_scale": 1e-4,
         "evaluation.crop_ratio": 1.0,
+    },
+    # config.py and configs/lit-small.yaml of ziplab/LIT, classification/code_for_lit_s_m_b. What
+    # is not here, LIT has as DeiT does; its moving average is DeiT's, since it has none.
+    "imagenet_lit": {
+        "recipe.optimizer.offset_lr_scale": 0.01,
+        "recipe.optimizer.clip_grad_norm": 5.0,
+        "recipe.schedule.interval": "step",
+        "recipe.schedule.warmup_epochs": 20,
+        "recipe.augmentation.color_jitter": 0.4,
+        "recipe.augmentation.repeats": 1,
+        "recipe.regularization.drop_path": 0.2,
+    },
+    "imagenet_sasa": {
+        # appendix A.2 of arXiv:1906.05909
+        "recipe.epochs": 130,
+        "recipe.batch.size": 4096,
+        "recipe.batch.micro_batch_size": 4096 // 128,
+        "recipe.optimizer.name": "sgd",
+        "recipe.optimizer.lr": 1.6,
+        "recipe.schedule.warmup_epochs": 10,
+        "recipe.batch_norm_momentum": 1e-4,
+        "recipe.ema.decay": 0.9999,
+        # not in the paper: arXiv:1512.03385 and arXiv:1706.02677
+        "recipe.optimizer.lr_batch_size": 4096,
+        "recipe.optimizer.momentum": 0.9,
+        "recipe.optimizer.betas": None,
+        "recipe.optimizer.eps": None,
+        "recipe.optimizer.weight_decay": 1e-4,
+        "recipe.schedule.interval": "step",
+        "recipe.schedule.warmup_lr": 0.0,
+        "recipe.schedule.min_lr": 0.0,
+        "recipe.augmentation.color_jitter": None,
+        "recipe.augmentation.auto_augment": None,
+        "recipe.augmentation.random_erasing": 0.0,
+        "recipe.augmentation.repeats": 1,
+        "recipe.mixup.mixup": 0.0,
+        "recipe.mixup.cutmix": 0.0,
+        "recipe.mixup.prob": 0.0,
+        "recipe.mixup.switch_prob": 0.0,
+        "recipe.loss.label_smoothing": 0.0,
+        "recipe.regularization.drop_path": 0.0,
     },
     "cifar10": {
         "data.name": "cifar10",
@@ -178,7 +224,14 @@ def test_digits_average_spans_about_the_same_share_of_the_run_as_deits(protocol)
 
 
 @pytest.mark.parametrize(
-    ("name", "patch_size"), [("imagenet_deit", 16), ("imagenet_deit3", 16), ("cifar10", 4)]
+    ("name", "patch_size"),
+    [
+        ("imagenet_deit", 16),
+        ("imagenet_deit3", 16),
+        ("imagenet_lit", 16),
+        ("imagenet_sasa", 16),
+        ("cifar10", 4),
+    ],
 )
 def test_patch_size_fits_the_images_of_the_protocol(name, patch_size, protocol):
     assert protocol(name).patch_size == patch_size
@@ -200,3 +253,37 @@ def test_deits_learning_rate_grows_with_the_batch(batch, rate, protocol):
 @pytest.mark.parametrize("batch", [256, 2048])
 def test_deit3s_learning_rate_does_not_depend_on_the_batch(batch, protocol):
     assert peak_lr(protocol("imagenet_deit3", recipe__batch__size=batch).recipe) == 4e-3
+
+
+def test_lits_rates_are_those_of_its_config_scaled_to_the_batch(protocol):
+    recipe = protocol("imagenet_lit").recipe
+    scale = recipe.batch.size / 512  # main.py: BASE_LR, WARMUP_LR and MIN_LR are all for 512
+    schedule = recipe.schedule
+    rates = (peak_lr(recipe), schedule.warmup_lr, schedule.min_lr)
+    assert rates == pytest.approx((scale * 5e-4, scale * 5e-7, scale * 5e-6), rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(256, 0.1), (4096, 1.6), (8192, 3.2)])
+def test_sasas_learning_rate_grows_with_the_batch_as_resnets(batch, rate, protocol):
+    recipe = protocol("imagenet_sasa", recipe__batch__size=batch).recipe
+    assert peak_lr(recipe) == pytest.approx(rate, rel=1e-12)
+
+
+def test_sasa_mixes_no_images(protocol):
+    assert create_mixup(protocol("imagenet_sasa").recipe, 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("recipe.schedule.interval=minute", "choose one of epoch, step"),
+        ("recipe.optimizer.offset_lr_scale=0", "above 0"),
+        ("recipe.optimizer.momentum=1", "0 or more, below 1"),
+        ("recipe.batch_norm_momentum=0", "above 0 and up to 1"),
+        ("recipe.batch_norm_momentum=1.5", "above 0 and up to 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(setting, expected, refused):
+    message = refused("train", "--cfg", setting)
+    assert setting.split("=")[0] in message
+    assert expected in message

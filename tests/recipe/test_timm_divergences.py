@@ -45,8 +45,8 @@ def any_optimizer(rate: float) -> torch.optim.Optimizer:
 
 def test_divergence_1_learning_rate_runs_an_epoch_behind_timms_script(protocol):
     recipe = protocol(recipe__batch__size=512).recipe  # a peak of 5e-4
-    rates = LearningRate(recipe, any_optimizer(5e-4))
-    ours = [rates.set_epoch(epoch) for epoch in range(300)]
+    rates = LearningRate(recipe, any_optimizer(5e-4), steps_per_epoch=2)
+    ours = [rates.set(2 * epoch) for epoch in range(300)]
 
     optimizer = any_optimizer(5e-4)
     scheduler, _ = create_scheduler_v2(
@@ -158,13 +158,13 @@ def test_divergence_7_colour_jitter_has_no_effect_beside_randaugment(protocol):
 def test_divergence_8_no_default_of_timm_takes_the_place_of_deits_value(protocol):
     recipe = protocol().recipe
     optimizer = create_optimizer(recipe, nn.Linear(2, 2))
-    rates = LearningRate(recipe, optimizer)
+    rates = LearningRate(recipe, optimizer, steps_per_epoch=2)
     mixup = create_mixup(recipe, 1000)
     chain = train_transform(protocol())
     rows = [
         (create_optimizer_v2, "opt", type(optimizer).__name__.lower(), "adamw"),
         (create_optimizer_v2, "weight_decay", optimizer.param_groups[-1]["weight_decay"], 0.05),
-        (create_scheduler_v2, "warmup_lr", rates.set_epoch(0), 1e-6),
+        (create_scheduler_v2, "warmup_lr", rates.set(0), 1e-6),
         (create_scheduler_v2, "min_lr", rates._scheduler.lr_min, 1e-5),
         (create_scheduler_v2, "warmup_epochs", rates._scheduler.warmup_t, 5),
         (Mixup, "mixup_alpha", mixup.mixup_alpha, 0.8),
