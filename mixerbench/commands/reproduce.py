@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -55,7 +56,8 @@ def reproduce(names: Sequence[str], format: str) -> str:
         presets = {name: find_preset(name) for name in names} if names else dict(PRESETS)
     except ValueError as error:
         raise UserError(str(error)) from None
-    rows = [row(name, preset) for name, preset in presets.items()]
+    progress = track(presets.items(), "counting", console=Console(stderr=True), transient=True)
+    rows = [row(name, preset) for name, preset in progress]
     if format == "json":
         return json.dumps([dataclasses.asdict(one) for one in rows], indent=2)
     return _markdown(rows) if format == "markdown" else _terminal(rows)
@@ -103,23 +105,22 @@ def agrees(value: float, published: str, *, down: bool = False) -> bool:
 _HEADER = (
     "preset",
     "parameters",
-    "as published, M",
-    "published, M",
+    "M",
+    "published M",
     "GFLOPs",
-    "published",
+    "published GFLOPs",
     "difference",
     "counted in",
-    "top-1, published",
+    "published top-1",
 )
 
 
 def _cells(row: Row) -> Iterable[str]:
     difference = row.gflops_difference
-    digits = 2 if row.published_parameters else 0
     return (
         row.preset,
         f"{row.parameters:,}",
-        f"{row.counted_parameters / 1e6:.{digits}f}" + (" =" if row.parameters_agree else " !"),
+        f"{row.counted_parameters / 1e6:.2f}" + (" =" if row.parameters_agree else " !"),
         row.published_parameters,
         f"{row.gflops:.3f}",
         row.published_gflops or "-",
@@ -135,11 +136,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if one.note:
             notes.setdefault(one.note, []).append(one.preset)
     return [
-        f"All at {IMAGE_SIZE} px with 1000 classes. '=': equal to the published digit, LIT's "
-        "without the classifier and rounded down, as its authors give them; '!': not equal.",
+        f"{IMAGE_SIZE} px, 1000 classes. '=': equal to the published digit; '!': not equal. M: "
+        "millions of parameters, LIT's without the classifier and rounded down, as published.",
         f"GFLOPs: 1e9 {CONVENTION}. SASA's paper counts 2 for each, and a window of 7 x 7 for "
         "q·k, q·r and the values of every position, border or not.",
-        "Top-1 on ImageNet-1k is the papers'; it was not measured here.",
+        "Top-1 on ImageNet-1k is the papers', held out: of a part of the training set. It was not "
+        "measured.",
         *(f"{', '.join(presets)}: {note}." for note, presets in notes.items()),
     ]
 

@@ -109,13 +109,16 @@ def _position_table(entries: dict[str, Tensor]) -> Iterator[tuple[str, tuple[str
 
 def _without_indices(model: nn.Module, found: _Found) -> _Found:
     """``found`` without the relative position indices, which we compute, if they are the same."""
-    kept, modules = {}, dict(model.named_modules())
-    for name, (official, tensor) in found.items():
-        module = modules.get(name.rpartition(".")[0])
-        is_index = name.endswith(".rel_pos_index") and isinstance(module, Attention)
-        if not (is_index and torch.equal(tensor, relative_index(module.grid))):
-            kept[name] = (official, tensor)
-    return kept
+    indices = {
+        f"{path}.rel_pos_index": relative_index(module.grid)
+        for path, module in model.named_modules()
+        if isinstance(module, Attention)
+    }
+    return {
+        name: entry
+        for name, entry in found.items()
+        if name not in indices or not torch.equal(entry[1], indices[name])
+    }
 
 
 def _check(preset: str, found: _Found, expected: Mapping[str, Tensor]) -> None:

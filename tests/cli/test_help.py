@@ -76,7 +76,8 @@ def test_list_names_everything_that_can_be_named(command: Command) -> None:
     for name in (
         *part_catalog("mixer"), *SCHEDULES, *part_catalog("stem"), *part_catalog("backbone"),
         *PRESETS, *(name for sizes in SIZES.values() for name in sizes),
-        *part_catalog("channel_mixer"), *part_catalog("merging"), *config_names("protocol"), *config_names("recipe"), *config_names("data"),
+        *part_catalog("channel_mixer"), *part_catalog("merging"),
+        *config_names("protocol"), *config_names("recipe"), *config_names("data"),
     ):  # fmt: skip
         assert f"\n{name} " in out or f"\n{name}\n" in out
 

@@ -64,11 +64,13 @@ def test_a_run_setting_changes_no_weight(override: str, plain: Any, trained: Tra
 def test_gradient_checkpointing_runs_blocks_again(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixerbench.models import vit
+    from mixerbench.models import backbone
 
     calls = []
-    original = vit.checkpoint
-    monkeypatch.setattr(vit, "checkpoint", lambda *a, **k: (calls.append(a), original(*a, **k))[1])
+    original = backbone.checkpoint
+    monkeypatch.setattr(
+        backbone, "checkpoint", lambda *a, **k: (calls.append(a), original(*a, **k))[1]
+    )
     trained("recipe.epochs=1")
     assert calls == []
     trained("recipe.epochs=1", "run.grad_checkpointing=true")
