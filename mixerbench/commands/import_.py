@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mixerbench.config.compose import compose
-from mixerbench.config.presets import find_preset
+from mixerbench.config.presets import official_code
 from mixerbench.errors import UserError
 from mixerbench.training import checkpoint
 
@@ -29,13 +29,13 @@ def import_checkpoint(arguments: Sequence[str], ema: bool) -> str:
         ema: the moving average that the file holds beside the weights.
 
     Raises:
-        UserError: no such preset or file, or entries that do not fit, and which.
+        UserError: no such preset or file, no code of it, or entries that do not fit, and which.
     """
     given = _read(arguments)
     preset, source = given["preset"], Path(given["checkpoint"]).expanduser()
     out = Path(given.get("out", f"{preset}.safetensors")).expanduser()
     try:
-        find_preset(preset)
+        official_code(preset)
     except ValueError as error:
         raise UserError(str(error)) from None
     if not source.is_file():

@@ -60,7 +60,7 @@ def reproduce(names: Sequence[str], format: str) -> str:
     rows = [row(name, preset) for name, preset in progress]
     if format == "json":
         return json.dumps([dataclasses.asdict(one) for one in rows], indent=2)
-    return _markdown(rows) if format == "markdown" else _terminal(rows)
+    return markdown(rows) if format == "markdown" else _terminal(rows)
 
 
 def row(name: str, preset: Preset) -> Row:
@@ -120,7 +120,7 @@ def _cells(row: Row) -> Iterable[str]:
     return (
         row.preset,
         f"{row.parameters:,}",
-        f"{row.counted_parameters / 1e6:.2f}" + (" =" if row.parameters_agree else " !"),
+        f"{row.counted_parameters / 1e6:.3f}" + (" =" if row.parameters_agree else " !"),
         row.published_parameters,
         f"{row.gflops:.3f}",
         row.published_gflops or "-",
@@ -161,7 +161,8 @@ def _terminal(rows: Sequence[Row]) -> str:
     return capture.get().rstrip()
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as the README carries it."""
     lines = ["| " + " | ".join(_HEADER) + " |", "|---" + "|---:" * 6 + "|---|---:|"]
     lines += ["| " + " | ".join(_cells(one)) + " |" for one in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(rows))])

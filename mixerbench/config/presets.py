@@ -200,6 +200,22 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def official_code(name: str) -> str:
+    """Whose names the official checkpoints of preset ``name`` have.
+
+    Raises:
+        ValueError: there is no such preset, or its authors published no code for it.
+    """
+    code = find_preset(name).code
+    if not code:
+        known = ", ".join(name for name, preset in PRESETS.items() if preset.code)
+        raise ValueError(
+            f"preset {name!r} has no published code whose checkpoints could be imported. "
+            f"Those that have: {known}."
+        )
+    return code
+
+
 def with_changes(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a preset's model, some of them chosen anew.
 
@@ -224,6 +240,6 @@ def with_changes(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
                 choice = {**theirs, **changes}
             elif part == "stem":
                 kept = {key: value for key, value in theirs.items() if key == "patch_size"}
-                choice = kept | changes
+                choice = {**kept, **changes}
         parts[part] = choice
     return parts

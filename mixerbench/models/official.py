@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerbench.config.presets import PRESETS, find_preset
+from mixerbench.config.presets import official_code
 from mixerbench.models.factory import create_model
 from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT, Names, rename
 from mixers.attention import Attention, relative_index
@@ -44,17 +44,11 @@ def convert_official(
         ValueError: no code was published for the preset; entries are missing, unexpected or
             of another shape, and which.
     """
-    code = find_preset(preset).code
-    if not code:
-        known = ", ".join(name for name, one in PRESETS.items() if one.code)
-        raise ValueError(
-            f"preset {preset!r} has no published code whose checkpoints could be imported. "
-            f"Those that have: {known}."
-        )
+    names = _NAMES[official_code(preset)]
     with torch.device("meta"):
         model = create_model(preset=preset)
     expected = model.state_dict()
-    found = dict(_renamed(_unwrap(state_dict, ema), _NAMES[code]))
+    found = dict(_renamed(_unwrap(state_dict, ema), names))
     for name, tensor in expected.items():
         if name.endswith(_COUNTER):  # integer, without influence: may be missing
             found.setdefault(name, (name, torch.zeros(tensor.shape, dtype=tensor.dtype)))

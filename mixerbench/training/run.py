@@ -32,6 +32,7 @@ from mixerbench.training.loop import Result, build_model, train
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
+from mixers.plan import plan_name
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _describe(settings: Settings, folder: Path, device: torch.device, journal: J
         Tag.PROTOCOL_FINGERPRINT: identity["protocol_fingerprint"],
         Tag.MODEL: settings.label,
         Tag.MODEL_FINGERPRINT: identity["model_fingerprint"],
-        Tag.MIXER: model["mixer"]["name"],
+        Tag.MIXER: plan_name(model["mixer"]),
         Tag.SIZE: model["size"]["name"],
         Tag.STEM: model["stem"]["name"],
         Tag.BACKBONE: model["backbone"]["name"],
