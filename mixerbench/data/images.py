@@ -1,6 +1,7 @@
 """Data sets as lists of images with a label and a name each."""
 
 import hashlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ class _Folder:
         try:
             listing = ImageFolder(str(root))
         except FileNotFoundError as error:  # a class folder without images
-            raise ValueError(f"{root}: {error}") from None
+            # torchvision names every such class, which can be hundreds
+            raise ValueError(textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")) from None
         self._root = root
         self._paths = [path for path, _ in listing.samples]
         self.targets = listing.targets
