@@ -140,9 +140,9 @@ class LocalAttention(TokenMixer):
     def _absolute(
         self, table: Tensor, length: int, side: int, reach: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Along one axis: embeddings for (query, key), and what windows and map leave out.
+        """(side, keys, h, d/2) embeddings for (query, key), alike in all blocks of an axis.
 
-        (side, keys, h, d/2), alike in all blocks, and (blocks or 1, side, keys).
+        And (blocks or 1, side, keys): which keys are outside the window or a masked border.
         """
         before, after = reach
         start = torch.arange(0, length, side, device=table.device)[:, None, None]

@@ -36,6 +36,8 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     path = find_file(place, ema)
     saved = _readable(lambda: checkpoint.header(path)).get("settings")
     settings = compose([*(overrides_of(saved, given) if saved else []), *given])
+    if saved and settings.model == saved["model"]:
+        settings.label = saved["label"]  # a preset's name
     result, images = evaluate_checkpoint(settings, read_weights(path, ema))
     if predictions is not None:
         result.write_predictions(Path(predictions), images)

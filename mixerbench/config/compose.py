@@ -365,7 +365,7 @@ def _label(
             value = model[part][option.name]
             plain = stem_patch_size if option.default is MISSING else option.default
             if value != (list(plain) if isinstance(plain, tuple) else plain):
-                words.append(f"{option.name}={value}")
+                words.append(f"{option.name}={value}".replace(" ", ""))
     if names["mixer"] in SCHEDULES:
         plan = read_plan(model["mixer"]["plan"])
         if plan != read_plan(names["mixer"]):

@@ -1,16 +1,32 @@
 """local_attention against the formula of Stand-Alone Self-Attention, arXiv:1906.05909."""
 
+from functools import cache
 from itertools import product
+from math import inf
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixers import TokenGrid, TokenMixer, create_mixer
+from mixerbench.measure.flops import count_macs
+from mixers import TokenGrid, TokenMixer, create_mixer, local_attention
 
 GRID = TokenGrid(3, 4)
+PATHS = {  # the constants that force each: from so many tokens per key, block side
+    "all tokens at once": (inf, 7),
+    "one block and its halo": (0, 7),
+    "blocks of 2": (0, 2),
+}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Every way to compute the same numbers, forced onto small grids."""
+    halo_from, block_side = PATHS[request.param]
+    monkeypatch.setattr(local_attention, "_HALO_FROM", halo_from)
+    monkeypatch.setattr(local_attention, "_BLOCK_SIDE", block_side)
 
 
 def oracle(mixer: TokenMixer, x: Tensor, grid: TokenGrid) -> Tensor:
@@ -18,37 +34,36 @@ def oracle(mixer: TokenMixer, x: Tensor, grid: TokenGrid) -> Tensor:
 
     Outside the grid k = v = 0 (``zero``), or the position is left out (``masked``).
     """
-    samples, tokens, channels = x.shape
+    channels = x.shape[-1]
     d = channels // mixer.num_heads
     up_left = (mixer.window - 1) // 2
 
-    def project(part: int, b: int, head: int, n: int) -> Tensor:
+    @cache
+    def project(part: int, head: int, n: int) -> Tensor:
         rows = slice(part * channels + head * d, part * channels + (head + 1) * d)
         bias = 0 if mixer.qkv.bias is None else mixer.qkv.bias[rows]
-        return mixer.qkv.weight[rows] @ x[b, n] + bias
+        return x[:, n] @ mixer.qkv.weight[rows].T + bias  # (B, d)
 
     result = []
-    for b, i, j, head in product(
-        range(samples), range(grid.height), range(grid.width), range(mixer.num_heads)
-    ):
-        query = project(0, b, head, i * grid.width + j)
-        total, norm = torch.zeros(d, dtype=x.dtype), 0.0
+    for i, j, head in product(range(grid.height), range(grid.width), range(mixer.num_heads)):
+        query = project(0, head, i * grid.width + j)
+        total, norm = torch.zeros_like(query), torch.zeros_like(query[:, :1])
         for a, c in product(range(mixer.window), repeat=2):
             y, z = i + a - up_left, j + c - up_left
             relative = torch.cat([mixer.rel_row[a, head], mixer.rel_column[c, head]])
             if 0 <= y < grid.height and 0 <= z < grid.width:
-                key = project(1, b, head, y * grid.width + z)
-                value = project(2, b, head, y * grid.width + z)
-                weight = torch.exp(query @ key + query @ relative)
+                key = project(1, head, y * grid.width + z)
+                value = project(2, head, y * grid.width + z)
+                weight = torch.exp((query * (key + relative)).sum(-1, keepdim=True))
                 total = total + weight * value
             elif mixer.border == "zero":
-                weight = torch.exp(query @ relative)
+                weight = torch.exp((query * relative).sum(-1, keepdim=True))
             else:
                 continue
             norm = norm + weight
         result.append(total / norm)
-    merged = torch.stack(result).reshape(samples * tokens, channels)
-    return torch.stack([mixer.proj(token) for token in merged]).reshape(x.shape)
+    merged = torch.stack(result, dim=1).reshape(x.shape)
+    return torch.stack([mixer.proj(merged[:, n]) for n in range(grid.tokens)], dim=1)
 
 
 CASES = {  # window, grid, heads
@@ -65,6 +80,7 @@ CASES = {  # window, grid, heads
 }
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("border", ["zero", "masked"])
 @pytest.mark.parametrize("case", CASES)
 def test_is_the_papers_formula(case, border, assert_matches_oracle):
@@ -73,11 +89,115 @@ def test_is_the_papers_formula(case, border, assert_matches_oracle):
     assert_matches_oracle(mixer, oracle, grid)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("border", ["zero", "masked"])
 @pytest.mark.parametrize("options", [{"qkv_bias": True}, {"out_proj": False}], ids=str)
 def test_is_the_papers_formula_with_each_projection_option(options, border, assert_matches_oracle):
     mixer = create_mixer("local_attention", 4, GRID, 1, window=3, border=border, **options)
     assert_matches_oracle(mixer, oracle, GRID)
+
+
+LARGE = {  # window, grid: cut into blocks by the mixer's own choice
+    "blocks that do not fit": (7, TokenGrid(21, 23)),
+    "an even window of 8": (8, TokenGrid(24, 15)),
+    "blocks that fit": (2, TokenGrid(28, 14)),
+    "only the token itself": (1, TokenGrid(15, 9)),
+    "a single row": (3, TokenGrid(1, 62)),
+    "a single column": (7, TokenGrid(204, 1)),
+}
+
+
+@pytest.mark.parametrize("border", ["zero", "masked"])
+@pytest.mark.parametrize("case", LARGE)
+def test_blocks_are_the_papers_formula(case, border, assert_matches_oracle):
+    window, grid = LARGE[case]
+    mixer = create_mixer("local_attention", 4, grid, 1, window=window, border=border)
+    assert mixer._halo_pays(grid)
+    assert_matches_oracle(mixer, oracle, grid)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    height=st.integers(1, 17),
+    width=st.integers(1, 17),
+    window=st.integers(1, 9),
+    block_side=st.integers(1, 8),
+    border=st.sampled_from(["zero", "masked"]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_of_any_side_equal_all_tokens_at_once(
+    height, width, window, block_side, border, seed, randomize
+):
+    grid = TokenGrid(height, width)
+    torch.manual_seed(seed)
+    mixer = create_mixer("local_attention", 8, grid, 2, window=window, border=border)
+    randomize(mixer.double())
+    x = torch.randn(2, grid.tokens, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(x)
+
+    def mix(halo_from: float) -> list[Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(local_attention, "_HALO_FROM", halo_from)
+            patch.setattr(local_attention, "_BLOCK_SIDE", block_side)
+            y = mixer(x, grid)
+        return [y, *torch.autograd.grad((y * weights).sum(), [x, *mixer.parameters()])]
+
+    for blocks, at_once in zip(mix(0), mix(inf), strict=True):
+        torch.testing.assert_close(blocks, at_once, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "halo"),
+    [
+        ((8, 8), 7, False),
+        ((14, 14), 7, False),
+        ((16, 16), 7, False),
+        ((20, 20), 7, True),
+        ((28, 28), 7, True),
+        ((56, 56), 7, True),
+        ((14, 28), 7, True),
+        ((1, 400), 7, True),
+        ((7, 7), 1, False),  # one block would be the grid
+        ((28, 28), 57, False),  # one halo would hold more than the grid
+    ],
+)
+def test_blocks_are_used_where_a_block_has_few_of_the_grids_keys(grid, window, halo):
+    grid = TokenGrid(*grid)
+    assert create_mixer("local_attention", 8, grid, 2, window=window)._halo_pays(grid) is halo
+
+
+class OnPixels(nn.Module):
+    """A mixer whose tokens are an image's pixels."""
+
+    def __init__(self, mixer: TokenMixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.mixer(image.flatten(2).transpose(1, 2), self.mixer.grid)
+
+
+@pytest.mark.parametrize("border", ["zero", "masked"])
+def test_blocks_cost_a_fraction_of_all_tokens_at_once(border, monkeypatch):
+    mixer = create_mixer("local_attention", 64, TokenGrid(56, 56), 8, border=border)
+    count = count_macs(OnPixels(mixer), 56, in_chans=64)
+    N, C, heads, d = 56 * 56, 64, 8, 8
+    keys, width = 13 * 13, d + 13 + 13  # of a block of 7 x 7; q, k and v with both appended
+    products = heads * N * keys * 2 * width
+    assert count.by_operator["scaled_dot_product_attention"] == products
+    assert count.by_operator["einsum"] == heads * N * (13 + 13) * (d // 2)
+    assert count.by_operator["linear"] == N * C * 4 * C
+    monkeypatch.setattr(local_attention, "_HALO_FROM", inf)
+    at_once = count_macs(OnPixels(mixer), 56, in_chans=64)
+    assert count.total * 40 < at_once.total
+
+
+def test_the_formula_counts_the_window_and_not_what_is_appended():
+    grid = TokenGrid(14, 28)
+    mixer = create_mixer("local_attention", 64, grid, 8)
+    assert mixer.formula_macs(grid) == 14 * 28 * (4 * 64 * 64 + 3 * 49 * 64) == 10_110_464
+    bare = create_mixer("local_attention", 64, grid, 8, window=4, out_proj=False)
+    assert bare.formula_macs(TokenGrid(3, 5)) == 15 * (3 * 64 * 64 + 3 * 16 * 64)
 
 
 @pytest.fixture
@@ -99,6 +219,7 @@ def large(randomize):
     return build
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("border", ["zero", "masked"])
 def test_float32_agrees_with_float64(border, large, assert_close):
     mixer, x, grid, expected, gradients = large(border)
@@ -109,6 +230,7 @@ def test_float32_agrees_with_float64(border, large, assert_close):
         assert_close(parameter.grad, gradient, torch.float32, f"gradients of {name}")
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("border", ["zero", "masked"])
 def test_bfloat16_autocast_agrees_with_float64(border, large, assert_close):
     mixer, x, grid, expected, gradients = large(border)
@@ -151,6 +273,7 @@ def test_inside_the_border_a_moved_image_gives_moved_tokens(window, down, right,
         torch.testing.assert_close(there[0, i + down, j + right], here[0, i, j])
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("border", ["zero", "masked"])
 @pytest.mark.parametrize(("window", "before", "after"), [(3, 1, 1), (4, 1, 2), (5, 2, 2)])
 def test_only_the_tokens_of_the_window_matter(window, before, after, border, randomize):
@@ -165,6 +288,7 @@ def test_only_the_tokens_of_the_window_matter(window, before, after, border, ran
             assert seen[y, z] == (-before <= y - i <= after and -before <= z - j <= after)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize(("border", "share"), [("zero", 4 / 9), ("masked", 1.0)])
 def test_a_zero_border_takes_its_share_of_the_softmax_and_a_masked_one_none(border, share):
     mixer = create_mixer("local_attention", 4, GRID, 1, window=3, border=border, out_proj=False)
