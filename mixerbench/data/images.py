@@ -135,7 +135,9 @@ class _Folder:
             listing = ImageFolder(str(root))
         except FileNotFoundError as error:  # a class folder without images
             # torchvision names every such class, which can be hundreds
-            raise ValueError(textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")) from None
+            raise ValueError(
+                textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")
+            ) from None
         self._root = root
         self._paths = [path for path, _ in listing.samples]
         self.targets = listing.targets

@@ -1,6 +1,6 @@
 """Official checkpoints: what the authors published, turned into our models' state dicts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mixerbench.config.presets import official_code
 from mixerbench.models.factory import create_model
 from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT, Names, rename
+from mixers import TokenGrid
 from mixers.attention import Attention, relative_index
 
 _NAMES: Mapping[str, Names] = MappingProxyType(
@@ -25,6 +26,7 @@ _NAMES: Mapping[str, Names] = MappingProxyType(
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
 _COUNTER = "num_batches_tracked"
+_SHOWN = 20  # names in a message, of each kind
 
 
 def convert_official(
@@ -48,7 +50,7 @@ def convert_official(
     with torch.device("meta"):
         model = create_model(preset=preset)
     expected = model.state_dict()
-    found = dict(_renamed(_unwrap(state_dict, ema), names))
+    found = dict(_renamed(_unwrap(state_dict, ema), names, model))
     for name, tensor in expected.items():
         if name.endswith(_COUNTER):  # integer, without influence: may be missing
             found.setdefault(name, (name, torch.zeros(tensor.shape, dtype=tensor.dtype)))
@@ -60,7 +62,7 @@ def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
     """The entries themselves, out of the wrappers that training scripts put around them."""
     wrappers = _EMA_WRAPPERS if ema else _WRAPPERS
     inner: Any = content
-    if ema and not any(name in content for name in wrappers):
+    if ema and not any(isinstance(content.get(name), Mapping) for name in wrappers):
         raise ValueError(
             f"the checkpoint holds no moving average ({', '.join(wrappers)}): leave --ema out."
         )
@@ -82,23 +84,30 @@ _Found = dict[str, tuple[str, Tensor]]
 
 
 def _renamed(
-    official: Mapping[str, Tensor], names: Names
+    official: Mapping[str, Tensor], names: Names, model: nn.Module
 ) -> Iterator[tuple[str, tuple[str, Tensor]]]:
     rest = dict(official)
     if names is FEED_FORWARD:
-        yield from _position_table(rest)
+        yield from _position_table(rest, model.pos_embed.grid)  # type: ignore[arg-type, union-attr]
     for name, tensor in rest.items():
         yield rename(name, names), (name, tensor)
 
 
-def _position_table(entries: dict[str, Tensor]) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+def _position_table(
+    entries: dict[str, Tensor], table: TokenGrid
+) -> Iterator[tuple[str, tuple[str, Tensor]]]:
     """Their table is an image (1, C, H, W) and a vector for the class token: ours is (1, N, C)."""
     place, token_place = "pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"
-    image, token = entries.get(place), entries.get(token_place)
-    if image is None or token is None or image.ndim != 4 or token.shape[2:] != image.shape[1:2]:
+    if place not in entries or token_place not in entries:
         return  # reported as missing and unexpected
-    del entries[place], entries[token_place]
-    yield "pos_embed.table", (place, torch.cat([token, image.flatten(2).mT], dim=1))
+    image, token = entries.pop(place), entries.pop(token_place)
+    dim = token.shape[-1]
+    if token.shape != (1, 1, dim):
+        yield "pos_embed.table", (token_place, token)  # reported as of another shape
+    elif image.shape != (1, dim, table.height, table.width):
+        yield "pos_embed.table", (place, image)
+    else:
+        yield "pos_embed.table", (place, torch.cat([token, image.flatten(2).mT], dim=1))
 
 
 def _without_indices(model: nn.Module, found: _Found) -> _Found:
@@ -111,8 +120,14 @@ def _without_indices(model: nn.Module, found: _Found) -> _Found:
     return {
         name: entry
         for name, entry in found.items()
-        if name not in indices or not torch.equal(entry[1], indices[name])
+        if name not in indices or not _equal(entry[1], indices[name])
     }
+
+
+def _equal(entry: Tensor, index: Tensor) -> bool:
+    if entry.is_meta:  # no values, as when only names and shapes are looked at
+        return entry.shape == index.shape
+    return torch.equal(entry.cpu(), index)
 
 
 def _check(preset: str, found: _Found, expected: Mapping[str, Tensor]) -> None:
@@ -125,6 +140,11 @@ def _check(preset: str, found: _Found, expected: Mapping[str, Tensor]) -> None:
             if name in found and found[name][1].shape != tensor.shape
         ],
     }
-    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in wrong.items() if names]
+    parts = [f"{len(names)} {what}: {_listed(names)}" for what, names in wrong.items() if names]
     if parts:
         raise ValueError(f"the checkpoint is not of preset {preset}. {'; '.join(parts)}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
