@@ -178,7 +178,7 @@ class OnPixels(nn.Module):
 
 
 @pytest.mark.parametrize("border", ["zero", "masked"])
-def test_blocks_cost_a_fraction_of_all_tokens_at_once(border, monkeypatch):
+def test_blocks_cost_a_fraction_of_all_tokens_at_once(border):
     mixer = create_mixer("local_attention", 64, TokenGrid(56, 56), 8, border=border)
     count = count_macs(OnPixels(mixer), 56, in_chans=64)
     N, C, heads, d = 56 * 56, 64, 8, 8
@@ -187,9 +187,8 @@ def test_blocks_cost_a_fraction_of_all_tokens_at_once(border, monkeypatch):
     assert count.by_operator["scaled_dot_product_attention"] == products
     assert count.by_operator["einsum"] == heads * N * (13 + 13) * (d // 2)
     assert count.by_operator["linear"] == N * C * 4 * C
-    monkeypatch.setattr(local_attention, "_HALO_FROM", inf)
-    at_once = count_macs(OnPixels(mixer), 56, in_chans=64)
-    assert count.total * 40 < at_once.total
+    at_once = heads * N * N * 2 * (d + 56 + 56)  # its products alone; see tests/measure
+    assert count.total * 50 < at_once
 
 
 def test_the_formula_counts_the_window_and_not_what_is_appended():

@@ -1,0 +1,25 @@
+"""Every family of the papers' models learns the digits, in its smallest size and a few epochs."""
+
+from pathlib import Path
+
+import pytest
+
+from mixerbench.config.compose import compose
+from mixerbench.training.run import run_training
+
+FAMILIES = (
+    "ff_tiny", "attention_only_tiny", "deit_tiny", "deit_tiny_distilled", "lit_ti", "lit_s",
+    "resnet26", "sasa_r26", "sasa_r26_full", "sasa_r50_conv12", "sasa_r50_conv34",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_a_preset_family_learns_digits(preset: str, tmp_path: Path) -> None:
+    settings = compose(
+        [f"preset={preset}", "size=micro", "recipe.epochs=6", "recipe.schedule.warmup_epochs=1",
+         f"run.root={tmp_path}", "tracking.offline=true", "run.measure=false",
+         "run.progress=false", "run.device=cpu"]
+    )  # fmt: skip
+    result = run_training(settings).result
+    assert result.final.top1 > 50  # chance is 10; after 30 epochs all are above 95
