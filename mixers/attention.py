@@ -25,7 +25,8 @@ class Attention(TokenMixer):
             tokens get none. A model with it runs only on the grid that it was built for.
     """
 
-    any_grid = True  # without rel_pos_bias
+    any_grid = True
+    grid_options = ("rel_pos_bias",)
     mixes_prefix = True
     paper = "An Image is Worth 16x16 Words, arXiv:2010.11929"
     no_weight_decay = ("rel_pos_table",)

@@ -36,6 +36,8 @@ class TokenMixer(nn.Module, ABC):
 
     any_grid: ClassVar[bool]
     """Does it run on another grid than the one it was built for?"""
+    grid_options: ClassVar[tuple[str, ...]] = ()
+    """Options that tie a mixer for any grid to the one it was built for."""
     mixes_prefix: ClassVar[bool]
     """Does it carry information between prefix tokens and the grid?"""
     paper: ClassVar[str]
@@ -82,7 +84,7 @@ class TokenMixer(nn.Module, ABC):
         Raises:
             ValueError: ``dim`` is not a multiple of ``num_heads``.
         """
-        if self.dim % self.num_heads:
+        if self.num_heads < 1 or self.dim % self.num_heads:
             raise ValueError(
                 f"mixer {type(self).__name__} splits {self.dim} channels among {self.num_heads} "
                 "heads, which does not come out even: choose a divisor of the width."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerbench.config.schema import PRECISIONS, Data, Settings
-from mixerbench.config.sizes import token_grid
+from mixerbench.config.sizes import halved_grid, token_grid
 from mixers.catalog import Entry, nearest
 from mixers.plan import check_names, check_prefix, read_plan, spread
 
@@ -197,13 +197,19 @@ def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]
         with_prefix = spread(plan, size["depth"])
     check_prefix(with_prefix, lambda name: mixers[name].facts, backbone.get("pool", ""))
     sizes = [protocol.image_size, protocol.evaluation.image_size or protocol.image_size]
-    grids = [token_grid((size, size), model["stem"]["patch_size"]) for size in sizes]
+    grids = [token_grid((side, side), model["stem"]["patch_size"]) for side in sizes]
+    if catalogs["backbone"][backbone["name"]].facts.get("even_grids"):
+        for grid in grids:
+            for stage in range(2, len(size["depths"]) + 1):
+                grid = halved_grid(*grid, stage)
     if grids[0] != grids[1]:
-        parts = [("mixer", choice.name, mixers) for choice in plan]
+        parts = [("mixer", choice.name, mixers[choice.name], choice.options) for choice in plan]
         if "channel_mixer" in backbone:
-            parts.append(("channel_mixer", backbone["channel_mixer"], catalogs["channel_mixer"]))
-        for kind, name, entries in parts:
-            if not entries[name].facts.get("any_grid", True):
+            name = backbone["channel_mixer"]
+            parts.append(("channel_mixer", name, catalogs["channel_mixer"][name], {}))
+        for kind, name, entry, options in parts:
+            tied = any(options.get(option) for option in entry.facts.get("grid_options", ()))
+            if tied or not entry.facts.get("any_grid", True):
                 raise ValueError(
                     f"{kind} {name!r} runs only on the {grids[0][0]} x {grids[0][1]} tokens "
                     f"that it was trained on, not on {grids[1][0]} x {grids[1][1]}: leave "

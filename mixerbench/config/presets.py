@@ -4,6 +4,7 @@ A preset is a model and nothing else: the recipe that it was trained with is a p
 Patches are the protocol's (16 pixels on ImageNet) where a preset gives no size of its own.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -229,7 +230,7 @@ def with_changes(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there is no such preset.
     """
-    parts = dict(find_preset(preset).model)
+    parts = copy.deepcopy(dict(find_preset(preset).model))
     for part, choice in given.items():
         if choice is None:
             continue

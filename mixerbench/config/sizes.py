@@ -78,3 +78,18 @@ def token_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 def finer_patch_size(patch_size: int, divisor: int) -> int:
     """The stem's patches in a backbone that starts ``divisor`` times finer than a ViT."""
     return max(patch_size // divisor, 1) if patch_size > 0 else patch_size
+
+
+def halved_grid(rows: int, columns: int, stage: int) -> tuple[int, int]:
+    """The grid of stage ``stage`` (from 1) of a pyramid, from that of the stage before.
+
+    Raises:
+        ValueError: it has an odd side.
+    """
+    if rows % 2 or columns % 2:
+        raise ValueError(
+            f"backbone pyramid cannot halve {rows} x {columns} tokens for stage {stage}: give an "
+            "image whose sides are multiples of 8 patches of the stem, or smaller patches "
+            "(stem.patch_size)."
+        )
+    return rows // 2, columns // 2

@@ -4,11 +4,14 @@ Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mixers import TokenMixer
@@ -29,6 +32,8 @@ class Backbone(nn.Module, ABC):
     paper: ClassVar[str]
     stem_divisor: ClassVar[int]
     """The stem's patches are this many times smaller than those of an isotropic model."""
+    even_grids: ClassVar[bool] = False
+    """Must the grid be even wherever it is halved between stages?"""
 
     def __init__(
         self, dim: int, num_classes: int, *, pool: str = "avg", distillation_token: bool = False
@@ -88,7 +93,8 @@ class Backbone(nn.Module, ABC):
         """``x`` through ``blocks``, run again in the backward pass if that is switched on."""
         for block in blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, *arguments, use_reentrant=False)
+                contexts = partial(_run_and_run_again, block)
+                x = checkpoint(block, x, *arguments, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, *arguments)
         return x
@@ -155,6 +161,26 @@ class Backbone(nn.Module, ABC):
 
     def set_distilled_training(self, enable: bool = True) -> None:
         self.distilled_training = enable
+
+
+def _run_and_run_again(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _without_statistics(block)
+
+
+@contextmanager
+def _without_statistics(block: nn.Module) -> Iterator[None]:
+    """A block that runs again must not count its batch in BatchNorm's running statistics again."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _token(dim: int) -> nn.Parameter:

@@ -100,9 +100,11 @@ def drop_path_rates(regularization: Regularization, depth: int) -> list[float]:
     """The rate of stochastic depth of each of ``depth`` blocks.
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: an unknown schedule, or a rate that is no probability.
     """
     rate = regularization.drop_path
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"drop_path={rate}: give a number from 0 to 1.")
     rates = {
         "linear": [rate * i / max(depth - 1, 1) for i in range(depth)],  # from 0, DeiT
         "constant": [rate] * depth,  # DeiT III

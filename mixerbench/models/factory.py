@@ -1,7 +1,7 @@
 """``create_model``: the one entry for every combination of mixer, size, stem and backbone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixerbench.config.presets import with_changes
@@ -110,10 +110,20 @@ def _size(size: str | Size | Mapping[str, Any], backbone: str) -> Size:
             f"a size of backbone {backbone} has {', '.join(wanted)}, not {', '.join(numbers)}."
         )
     if kind is ViTSize:
-        return ViTSize(**numbers)
-    staged = StagedSize(**{key: tuple(value) for key, value in numbers.items()})
-    if not len(staged.dims) == len(staged.depths) == len(staged.num_heads) > 0:
+        built: Size = ViTSize(**numbers)
+    else:
+        built = _staged(backbone, numbers)
+    for key, value in dataclasses.asdict(built).items():
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"size.{key}={value}: give 1 or more.")
+    return built
+
+
+def _staged(backbone: str, numbers: Mapping[str, Any]) -> StagedSize:
+    counts = {len(n) if isinstance(n, Sequence) else 0 for n in numbers.values()}
+    if len(counts) != 1 or counts == {0}:
         raise ValueError(
-            f"a size of backbone {backbone} has as many dims as depths and num_heads: {numbers}."
+            f"a size of backbone {backbone} has as many dims as depths and num_heads, not "
+            f"{dict(numbers)}."
         )
-    return staged
+    return StagedSize(**{key: tuple(value) for key, value in numbers.items()})

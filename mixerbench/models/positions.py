@@ -1,5 +1,7 @@
 """Learned position embeddings, one vector per token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +34,17 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         if resize not in RESIZES:
             raise ValueError(f"pos_resize is one of {', '.join(RESIZES)}, not {resize!r}.")
-        rows, columns = table or (grid.height, grid.width)
+        rows, columns = self._size(table or (grid.height, grid.width))
         self.grid = TokenGrid(rows, columns, grid.prefix)
         self.resize = resize
         self.table = nn.Parameter(torch.empty(1, self.grid.tokens, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
+
+    @staticmethod
+    def _size(table: Sequence[int]) -> Sequence[int]:
+        if len(table) != 2 or min(table) < 1:
+            raise ValueError(f"pos_table={list(table)}: give [rows, columns], 1 or more each.")
+        return table
 
     def forward(self, grid: TokenGrid) -> Tensor:
         """(1, N, C): what is added to the tokens on ``grid``."""

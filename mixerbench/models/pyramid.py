@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
-from mixerbench.config.sizes import StagedSize, token_grid
+from mixerbench.config.sizes import StagedSize, halved_grid, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
 from mixerbench.models.positions import PositionEmbedding
@@ -39,6 +39,7 @@ class Pyramid(Backbone):
 
     paper = "Pyramid Vision Transformer, arXiv:2102.12122"
     stem_divisor = 4
+    even_grids = True
 
     def __init__(
         self,
@@ -113,8 +114,12 @@ class Pyramid(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for timm's layer-wise learning rates."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)(?:\.blocks\.(\d+))?"
-        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^norm|cls_token", (99999,))]}
+        last = (r"^norm|cls_token", (99999,))
+        if coarse:
+            return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None), last]}
+        blocks = (r"^stages\.(\d+)\.blocks\.(\d+)", None)
+        beginning = (r"^stages\.(\d+)", (0,))  # merging and positions, before its blocks
+        return {"stem": r"^stem", "blocks": [blocks, beginning, last]}
 
 
 class Stage(nn.Module):
@@ -135,9 +140,4 @@ class Stage(nn.Module):
 
 
 def _halved(grid: TokenGrid, stage: int) -> TokenGrid:
-    if grid.height % 2 or grid.width % 2:
-        raise ValueError(
-            f"backbone pyramid cannot halve {grid} tokens for stage {stage}: give an image whose "
-            "sides are multiples of 8 patches of the stem, or smaller patches (stem.patch_size)."
-        )
-    return TokenGrid(grid.height // 2, grid.width // 2)
+    return TokenGrid(*halved_grid(grid.height, grid.width, stage))

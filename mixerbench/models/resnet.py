@@ -139,7 +139,9 @@ class Bottleneck(nn.Module):
         if self.mixer is not None:
             strided = self.mixer.stride
             mixed = self.mixer(x.flatten(2).transpose(1, 2), grid)
-            x = mixed.transpose(1, 2).unflatten(2, _strided(grid, strided)[:2])
+            # PyTorch 2.15's BatchNorm on a CPU returns wrong gradients for some images of width
+            # 1 whose strides fit two memory formats: leave it no choice.
+            x = mixed.transpose(1, 2).contiguous().unflatten(2, _strided(grid, strided)[:2])
         if self.stride != strided:  # rounds up, as a strided convolution does
             x = F.avg_pool2d(x, 2, ceil_mode=True)
         if self.mixer is not None:

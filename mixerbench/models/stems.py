@@ -120,7 +120,9 @@ class AttentionStem(nn.Module):
         self, in_chans: int, dim: int, *, patch_size: int, num_heads: int = 4, mixtures: int = 4
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if mixtures < 1:
+            raise ValueError(f"stem 'attention': mixtures={mixtures}: give 1 or more.")
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(
                 f"stem 'attention' splits {dim} channels among {num_heads} heads, which does not "
                 "come out even: choose stem.num_heads among the divisors of the width."
@@ -148,10 +150,11 @@ class AttentionStem(nn.Module):
         values = self.v(x).unflatten(2, (self.mixtures, -1))  # (B*H*W, p*p, m, dim)
         v = torch.einsum("nsmc,sm->nsc", values, self._shares())
         v = v.unflatten(2, (heads, -1)).transpose(1, 2)
-        x = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # (B*H*W, h, p*p, d)
+        # Written out: fused kernels refuse as many short sequences as a batch of images has.
+        x = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v  # (B*H*W, h, p*p, d)
         x = x.transpose(2, 3).reshape(B, H * W, -1, side * side).transpose(1, 2)
         # Max pooling aligned with the patches is a maximum over the pixels of each.
-        return self.norm(x).amax(dim=3).unflatten(2, (H, W))
+        return self.norm(x.contiguous()).amax(dim=3).unflatten(2, (H, W))  # see Bottleneck
 
     def _shares(self) -> Tensor:
         """(p*p, m): the share of each value matrix at each place of a patch."""
