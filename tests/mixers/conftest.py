@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from formulas import randomized
 from torch import Tensor
 
 from mixers import MIXERS, TokenGrid, TokenMixer
@@ -50,15 +51,7 @@ def assert_close() -> Callable[..., None]:
 def randomize() -> Callable[[torch.nn.Module], torch.nn.Module]:
     """Every parameter far from its initial value, so that no part of the formula is silent."""
 
-    def fill(module: torch.nn.Module) -> torch.nn.Module:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_(0.5 * noise)
-        return module
-
-    return fill
+    return randomized
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torchvision
+from formulas import assert_same, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,30 +16,11 @@ from mixerbench.models.registry import STEMS
 HALF = {torch.float16: 2e-2, torch.bfloat16: 8e-2}  # of the largest float32 value
 
 
-def _same(actual: Tensor, expected: Tensor) -> None:
-    """Equal as two orders of the same float64 sum are."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
-
-
-def _random(module: nn.Module, scale: float = 0.7) -> nn.Module:
-    """Every weight and every statistic of ``module`` far from where it starts."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(scale * noise)
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_var.abs_().add_(0.5)
-    return module
-
-
 def _stem(
     in_chans: int = 3, dim: int = 8, patch_size: int = 2, heads: int = 2, mixtures: int = 4
 ) -> nn.Module:
     options = {"patch_size": patch_size, "num_heads": heads, "mixtures": mixtures}
-    return _random(STEMS.create("attention", in_chans, dim, **options).double())
+    return randomized(STEMS.create("attention", in_chans, dim, **options).double(), 0.7)
 
 
 def attended(stem: nn.Module, images: Tensor) -> Tensor:
@@ -121,13 +103,13 @@ def test_is_the_papers_formula_and_so_are_its_gradients(case, training):
     expected = oracle(stem, images)
     actual = stem(images)
     assert actual.shape == (2, dim, rows, columns)
-    _same(actual, expected)
+    assert_same(actual, expected)
     weights = torch.randn_like(expected)
     wanted = [images, *stem.parameters()]
     ours = torch.autograd.grad((actual * weights).sum(), wanted)
     theirs = torch.autograd.grad((expected * weights).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
-        _same(one, other)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
@@ -136,10 +118,10 @@ def test_norm_and_maximum_are_resnets_modules_on_the_assembled_image(side):
     norm, pool = copy.deepcopy(stem.norm), nn.MaxPool2d(side)
     images = torch.randn(2, 3, 2 * side, 3 * side, dtype=torch.float64)
     image = attended(stem, images)
-    _same(stem(images), pool(norm(image)))
-    _same(stem.norm.running_mean, norm.running_mean)
-    _same(stem.norm.running_var, norm.running_var)
-    _same(stem.eval()(images), pool(norm.eval()(image)))
+    assert_same(stem(images), pool(norm(image)))
+    assert_same(stem.norm.running_mean, norm.running_mean)
+    assert_same(stem.norm.running_var, norm.running_var)
+    assert_same(stem.eval()(images), pool(norm.eval()(image)))
 
 
 def test_with_equal_value_matrices_it_is_plain_attention():
@@ -157,7 +139,7 @@ def test_with_equal_value_matrices_it_is_plain_attention():
         q, k, v = (part.unflatten(2, (2, 4)).transpose(1, 2) for part in parts)
         y = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v
         y = y.transpose(1, 2).flatten(2).amax(dim=1)
-        _same(actual[:, :, i, j], y / math.sqrt(1 + 1e-5))
+        assert_same(actual[:, :, i, j], y / math.sqrt(1 + 1e-5))
 
 
 def test_one_mixture_does_not_look_at_its_place():
@@ -180,7 +162,7 @@ def test_places_matter_and_rows_are_not_columns():
         row = stem.row.clone()
         stem.row.copy_(stem.column)
         stem.column.copy_(row)
-    _same(stem(images), there)
+    assert_same(stem(images), there)
 
 
 def test_a_patch_sees_its_own_pixels_only():
@@ -196,8 +178,8 @@ def test_any_memory_layout_gives_the_same_tokens():
     stem = _stem().eval()
     images = torch.randn(2, 3, 4, 12, dtype=torch.float64)[:, :, :, ::2]
     expected = stem(images.contiguous())
-    _same(stem(images), expected)
-    _same(stem(images.contiguous(memory_format=torch.channels_last)), expected)
+    assert_same(stem(images), expected)
+    assert_same(stem(images.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_the_value_matrices_differ_from_the_start():
@@ -218,7 +200,7 @@ def test_tables_take_no_weight_decay(micro):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", STEMS.names())
 def test_half_precision_stays_near_single(name, dtype):
-    stem = _random(STEMS.create(name, 3, 16, patch_size=4), 0.4).eval()
+    stem = randomized(STEMS.create(name, 3, 16, patch_size=4), 0.4).eval()
     images = torch.randn(2, 3, 8, 12)
     with torch.no_grad():
         expected = stem(images)
@@ -229,7 +211,7 @@ def test_half_precision_stays_near_single(name, dtype):
 
 @pytest.mark.parametrize("name", STEMS.names())
 def test_bfloat16_autocast_stays_near_float32(name):
-    stem = _random(STEMS.create(name, 3, 16, patch_size=4), 0.4).eval()
+    stem = randomized(STEMS.create(name, 3, 16, patch_size=4), 0.4).eval()
     images = torch.randn(2, 3, 8, 12)
     with torch.no_grad():
         expected = stem(images)
@@ -244,7 +226,7 @@ def test_bfloat16_autocast_stays_near_float32(name):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_the_conv_stem_can_be_resnets(training):
-    resnet = _random(torchvision.models.resnet18().double(), 0.1)
+    resnet = randomized(torchvision.models.resnet18().double(), 0.1)
     theirs = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
     ours = STEMS.create(
         "conv", 3, 64, patch_size=4, kernel_size=7, max_pool=True, project=False
@@ -310,7 +292,7 @@ def test_a_stem_refuses_what_it_cannot_be_in_one_line(name, options, message):
 
 
 def test_the_norm_of_the_patch_stem_is_over_the_channels_of_each_token():
-    stem = _random(STEMS.create("patch", 3, 8, patch_size=2, norm=True).double())
+    stem = randomized(STEMS.create("patch", 3, 8, patch_size=2, norm=True).double())
     images = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     features, plain = stem(images), stem.proj(images)
     for n, i, j in product(range(2), range(2), range(3)):
@@ -318,7 +300,7 @@ def test_the_norm_of_the_patch_stem_is_over_the_channels_of_each_token():
         mean = token.sum() / 8
         var = (token - mean).square().sum() / 8
         normed = (token - mean) / torch.sqrt(var + 1e-5)
-        _same(features[n, :, i, j], normed * stem.norm.weight + stem.norm.bias)
+        assert_same(features[n, :, i, j], normed * stem.norm.weight + stem.norm.bias)
 
 
 def test_the_patch_stem_has_no_norm_unless_it_is_asked_for():

@@ -12,6 +12,7 @@ import pytest
 import timm.optim
 import torch
 import torchvision.models.resnet as torchvision_resnet
+from formulas import assert_same, randomized
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.utils import ModelEmaV3
@@ -370,24 +371,6 @@ class Numbered(TokenMixer):
         return x * torch.arange(grid.tokens, dtype=x.dtype)[:, None]
 
 
-def _random(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(0.5 * noise)
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_var.abs_().add_(0.5)
-    return module
-
-
-def _same(actual: Tensor, expected: Tensor) -> None:
-    """Equal as two orders of the same float64 sum are."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
-
-
 def _normed(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """(..., C) in evaluation."""
     scale = norm.weight / torch.sqrt(norm.running_var + 1e-5)
@@ -426,11 +409,11 @@ def test_average_pooling_follows_a_mixer_that_does_not_stride(grid, mixer, strid
     """At an odd border it averages what is there, and no zeros."""
     tokens = TokenGrid(*grid)
     inner = Numbered(3, tokens, 1) if mixer else create_mixer("none", 3, tokens)
-    block = _random(Bottleneck(in_dim, inner, stride, 0.0, None).double()).eval()
+    block = randomized(Bottleneck(in_dim, inner, stride, 0.0, None).double()).eval()
     assert (block.downsample is None) == (in_dim == 12 and stride == 1)
     assert hasattr(block, "bn2") == (mixer is not None)
     x = torch.randn(2, in_dim, *grid, dtype=torch.float64)
-    _same(block(x, tokens), _bottleneck(block, x, mixer is not None, stride))
+    assert_same(block(x, tokens), _bottleneck(block, x, mixer is not None, stride))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -441,17 +424,17 @@ def test_with_convolution_a_bottleneck_is_torchvisions(grid, training, stride):
     ours = Bottleneck(6, create_mixer("convolution", 4, tokens), stride, 0.0, None).double()
     downsample = nn.Sequential(nn.Conv2d(6, 16, 1, stride, bias=False), nn.BatchNorm2d(16))
     theirs = torchvision_resnet.Bottleneck(6, 4, stride, downsample).double()
-    state = _random(theirs).state_dict()
+    state = randomized(theirs).state_dict()
     ours.load_state_dict({rename(f"layer1.0.{k}", RESNET)[11:]: v for k, v in state.items()})
     x = torch.randn(3, 6, *grid, dtype=torch.float64)
-    _same(ours.train(training)(x, tokens), theirs.train(training)(x))
+    assert_same(ours.train(training)(x, tokens), theirs.train(training)(x))
     for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_with_convolution_and_its_stem_resnet_is_torchvisions_on_an_odd_image(training):
-    theirs = _random(
+    theirs = randomized(
         torchvision_resnet.ResNet(torchvision_resnet.Bottleneck, [1, 2, 1, 1], CLASSES).double()
     )
     ours = _build(
@@ -877,7 +860,7 @@ def test_the_memory_layout_does_not_matter(backbone, stem):
     twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
     images = _images().double()
     expected, actual = model(images), twin(images.to(memory_format=torch.channels_last))
-    _same(actual, expected)
+    assert_same(actual, expected)
     expected.square().sum().backward()
     actual.square().sum().backward()
     for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):

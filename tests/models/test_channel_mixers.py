@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from formulas import assert_same, randomized
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,24 +21,10 @@ GRID = TokenGrid(2, 3)
 every_channel_mixer = pytest.mark.parametrize("name", CHANNEL_MIXERS.names())
 
 
-def _same(actual: Tensor, expected: Tensor) -> None:
-    """Equal as two orders of the same float64 sum are."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
-
-
 def _build(
     name: str, dim: int = 6, grid: TokenGrid = GRID, mlp_ratio: float = 4.0, dropout: float = 0.0
 ) -> ChannelMixer:
     return CHANNEL_MIXERS.create(name, dim, grid, mlp_ratio, dropout).double()
-
-
-def _random(module: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(0.5 * noise)
-    return module
 
 
 def _tokens(grid: TokenGrid = GRID, dim: int = 6) -> Tensor:
@@ -51,7 +38,7 @@ def _tokens(grid: TokenGrid = GRID, dim: int = 6) -> Tensor:
 @pytest.mark.parametrize("ratio", [4.0, 0.5, 2.7])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_mlp_is_timms(dropout, ratio, training):
-    ours = _random(_build("mlp", mlp_ratio=ratio, dropout=dropout)).train(training)
+    ours = randomized(_build("mlp", mlp_ratio=ratio, dropout=dropout)).train(training)
     theirs = Mlp(6, int(6 * ratio), drop=dropout).double().train(training)
     theirs.load_state_dict(ours.state_dict())
     x = _tokens()
@@ -62,12 +49,12 @@ def test_mlp_is_timms(dropout, ratio, training):
 
 
 def test_mlp_is_two_layers_with_exact_gelu_between():
-    mlp, x = _random(_build("mlp", mlp_ratio=1.5)), _tokens()
+    mlp, x = randomized(_build("mlp", mlp_ratio=1.5)), _tokens()
     y = mlp(x, GRID)
     for b, n in product(range(2), range(GRID.tokens)):
         hidden = mlp.fc1.weight @ x[b, n] + mlp.fc1.bias
         hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
-        _same(y[b, n], mlp.fc2.weight @ hidden + mlp.fc2.bias)
+        assert_same(y[b, n], mlp.fc2.weight @ hidden + mlp.fc2.bias)
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(4.0, 256), (0.5, 32), (2.7, 172), (8.0, 512)])
@@ -104,21 +91,21 @@ def feature_attention(mixer: ChannelMixer, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_feature_attention_is_the_formula_and_so_are_its_gradients(grid):
-    mixer, x = _random(_build("feature_attention", grid=grid)), _tokens(grid)
+    mixer, x = randomized(_build("feature_attention", grid=grid)), _tokens(grid)
     actual, expected = mixer(x, grid), feature_attention(mixer, x)
-    _same(actual, expected)
+    assert_same(actual, expected)
     weights = torch.randn_like(expected)
     wanted = [x, *mixer.parameters()]
     ours = torch.autograd.grad((actual * weights).sum(), wanted)
     theirs = torch.autograd.grad((expected * weights).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
-        _same(one, other)
+        assert_same(one, other)
 
 
 def test_feature_attention_treats_all_features_alike():
-    mixer, x = _random(_build("feature_attention")), _tokens()
+    mixer, x = randomized(_build("feature_attention")), _tokens()
     order = [3, 0, 5, 1, 2, 4]
-    _same(mixer(x[..., order], GRID), mixer(x, GRID)[..., order])
+    assert_same(mixer(x[..., order], GRID), mixer(x, GRID)[..., order])
 
 
 def test_the_attention_only_model_has_the_reports_number_of_parameters():
@@ -179,7 +166,7 @@ def test_a_channel_mixer_keeps_the_shape_and_declares_its_facts(name):
 
 @every_channel_mixer
 def test_every_parameter_of_a_channel_mixer_gets_a_gradient(name):
-    mixer = _random(_build(name))
+    mixer = randomized(_build(name))
     y = mixer(_tokens(), GRID)
     if not mixer.adds_sub_layer:
         assert not list(mixer.parameters())
@@ -191,9 +178,9 @@ def test_every_parameter_of_a_channel_mixer_gets_a_gradient(name):
 
 @every_channel_mixer
 def test_samples_do_not_see_each_other(name):
-    mixer, x = _random(_build(name)).eval(), _tokens()
+    mixer, x = randomized(_build(name)).eval(), _tokens()
     other = torch.cat([x[:1], torch.randn_like(x[1:])])
-    _same(mixer(x, GRID)[0], mixer(other, GRID)[0])
+    assert_same(mixer(x, GRID)[0], mixer(other, GRID)[0])
 
 
 @every_channel_mixer
@@ -231,7 +218,7 @@ def _gelu_mlp(block: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_channels_come_first_if_asked_for(channels_first, micro):
-    model = _random(micro("attention", channels_first=channels_first, layer_scale=1.0).double())
+    model = randomized(micro("attention", channels_first=channels_first, layer_scale=1.0).double())
     grid, x = model.grid, torch.randn(2, 6, 64, dtype=torch.float64)
     for block in model.blocks:
         norm1, norm2, ls1, ls2 = block.norm1, block.norm2, block.ls1.gamma, block.ls2.gamma
@@ -248,7 +235,7 @@ def test_channels_come_first_if_asked_for(channels_first, micro):
         else:
             y = x + ls1 * tokens(x)
             y = y + ls2 * channels(y)
-        _same(block(x, grid), y)
+        assert_same(block(x, grid), y)
 
 
 def test_the_order_changes_the_result_and_not_the_weights(micro, images):

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from formulas import assert_same, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,27 +16,8 @@ HALF = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest float32 val
 KERNEL = list(enumerate(product(range(2), repeat=2)))  # (number, (row, column)), row by row
 
 
-def _same(actual: Tensor, expected: Tensor) -> None:
-    """Equal as two orders of the same float64 sum are."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
-
-
-def _random(module: nn.Module, scale: float = 0.5) -> nn.Module:
-    """Every weight and every statistic of ``module`` far from where it starts."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(scale * noise)
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_var.abs_().add_(0.5)
-    return module
-
-
 def _deformable(in_dim: int = 3, out_dim: int = 4, offsets: float = 1.0) -> nn.Module:
-    merging = _random(MERGINGS.create("deformable", in_dim, out_dim).double())
+    merging = randomized(MERGINGS.create("deformable", in_dim, out_dim).double())
     with torch.no_grad():
         merging.offset.weight *= offsets
         merging.offset.bias *= offsets
@@ -93,13 +75,13 @@ def test_deformable_merging_is_the_formula_and_so_are_its_gradients(training, he
     images = torch.randn(2, 3, *height_width, dtype=torch.float64, requires_grad=True)
     expected = oracle(merging, images)
     actual = merging(images)
-    _same(actual, expected)
+    assert_same(actual, expected)
     weights = torch.randn_like(expected)
     wanted = [images, *merging.parameters()]
     ours = torch.autograd.grad((actual * weights).sum(), wanted)
     theirs = torch.autograd.grad((expected * weights).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
-        _same(one, other)
+        assert_same(one, other)
 
 
 def test_the_cases_above_read_inside_on_the_edge_and_outside_of_the_image():
@@ -120,8 +102,8 @@ def test_deformable_merging_keeps_the_statistics_of_its_batches():
     images = torch.randn(3, 3, 4, 6, dtype=torch.float64)
     merging(images)
     x = convolved(merging, images)
-    _same(merging.norm.running_mean, 0.9 * mean + 0.1 * x.mean(dim=0))
-    _same(merging.norm.running_var, 0.9 * var + 0.1 * x.var(dim=0))
+    assert_same(merging.norm.running_mean, 0.9 * mean + 0.1 * x.mean(dim=0))
+    assert_same(merging.norm.running_var, 0.9 * var + 0.1 * x.var(dim=0))
 
 
 def test_autograd_agrees_with_finite_differences_away_from_the_kinks():
@@ -152,7 +134,7 @@ def test_offsets_are_rows_then_columns_in_pixels_of_the_input(shift):
     images = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     around = F.pad(images, (3, 3, 3, 3))
     moved = around[:, :, 3 + down : 9 + down, 3 + right : 11 + right]
-    _same(merging(images), F.gelu(merging.norm(merging.conv(moved))))
+    assert_same(merging(images), F.gelu(merging.norm(merging.conv(moved))))
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -164,7 +146,7 @@ def test_each_kernel_position_has_its_own_offset(position):
     weight = merging.conv.weight.detach().clone()
     weight[:, :, position // 2, position % 2] = 0
     expected = F.conv2d(images, weight, merging.conv.bias, stride=2)
-    _same(merging(images), F.gelu(merging.norm(expected)))
+    assert_same(merging(images), F.gelu(merging.norm(expected)))
 
 
 def test_deformable_merging_starts_as_a_plain_convolution():
@@ -175,7 +157,7 @@ def test_deformable_merging_starts_as_a_plain_convolution():
     expected = F.conv2d(images, merging.conv.weight, merging.conv.bias, stride=2)
     mean, var = expected.mean(dim=(0, 2, 3)), expected.var(dim=(0, 2, 3), unbiased=False)
     expected = (expected - mean[:, None, None]) / torch.sqrt(var + 1e-5)[:, None, None]
-    _same(merging(images), F.gelu(expected))
+    assert_same(merging(images), F.gelu(expected))
 
 
 def test_offsets_learn_from_the_first_step():
@@ -190,13 +172,13 @@ def test_inside_the_border_a_moved_image_gives_moved_tokens():
     image = torch.randn(1, 3, 12, 12, dtype=torch.float64)
     moved = torch.roll(image, (2, 4), dims=(2, 3))
     here, there = merging(image), merging(moved)
-    _same(there[:, :, 3:5, 4:5], here[:, :, 2:4, 2:3])
+    assert_same(there[:, :, 3:5, 4:5], here[:, :, 2:4, 2:3])
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", MERGINGS.names())
 def test_half_precision_stays_near_single(name, dtype):
-    merging = _random(MERGINGS.create(name, 8, 16), 0.2).eval()
+    merging = randomized(MERGINGS.create(name, 8, 16), 0.2).eval()
     images = torch.randn(2, 8, 8, 12)
     with torch.no_grad():
         expected = merging(images)
@@ -207,7 +189,7 @@ def test_half_precision_stays_near_single(name, dtype):
 
 @pytest.mark.parametrize("name", MERGINGS.names())
 def test_half_precision_trains(name):
-    merging = _random(MERGINGS.create(name, 8, 16), 0.2).bfloat16()
+    merging = randomized(MERGINGS.create(name, 8, 16), 0.2).bfloat16()
     merging(torch.randn(2, 8, 8, 12, dtype=torch.bfloat16)).float().square().sum().backward()
     for path, parameter in merging.named_parameters():
         assert parameter.grad.isfinite().all(), path
@@ -215,7 +197,7 @@ def test_half_precision_trains(name):
 
 @pytest.mark.parametrize("name", MERGINGS.names())
 def test_bfloat16_autocast_stays_near_float32(name):
-    merging = _random(MERGINGS.create(name, 8, 16), 0.2).eval()
+    merging = randomized(MERGINGS.create(name, 8, 16), 0.2).eval()
     images = torch.randn(2, 8, 8, 12)
     with torch.no_grad():
         expected = merging(images)
@@ -225,7 +207,7 @@ def test_bfloat16_autocast_stays_near_float32(name):
 
 
 def test_patch_merging_is_norm_and_projection_of_four_tokens():
-    merging = _random(MERGINGS.create("patch", 3, 5).double())
+    merging = randomized(MERGINGS.create("patch", 3, 5).double())
     images = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     actual = merging(images)
     for b, i, j in product(range(2), range(2), range(3)):
@@ -234,17 +216,17 @@ def test_patch_merging_is_norm_and_projection_of_four_tokens():
         mean = values.sum() / 12
         var = (values - mean).square().sum() / 12
         normed = (values - mean) / torch.sqrt(var + 1e-5) * merging.norm.weight + merging.norm.bias
-        _same(actual[b, :, i, j], merging.reduction.weight @ normed)
+        assert_same(actual[b, :, i, j], merging.reduction.weight @ normed)
     assert merging.reduction.bias is None
 
 
 def test_average_merging_is_the_projection_of_the_mean_of_four_tokens():
-    merging = _random(MERGINGS.create("average", 3, 5).double())
+    merging = randomized(MERGINGS.create("average", 3, 5).double())
     images = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     actual = merging(images)
     for b, i, j in product(range(2), range(2), range(3)):
         mean = sum(images[b, :, 2 * i + a, 2 * j + c] for _, (a, c) in KERNEL) / 4
-        _same(actual[b, :, i, j], merging.proj.weight[:, :, 0, 0] @ mean + merging.proj.bias)
+        assert_same(actual[b, :, i, j], merging.proj.weight[:, :, 0, 0] @ mean + merging.proj.bias)
 
 
 @pytest.mark.parametrize("name", MERGINGS.names())
