@@ -126,9 +126,8 @@ def _expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
         return None, rest
     given = dict(override.split("=", 1) for override in rest if override.partition("=")[0] in PARTS)
     parts = with_changes(name, given)
-    return name, [
-        o for part, content in parts.items() for o in _part_overrides(part, content)
-    ] + rest
+    meant = [one for part, content in parts.items() for one in _part_overrides(part, content)]
+    return name, meant + rest
 
 
 def _in_hydras_words(value: Any) -> str:
@@ -377,14 +376,13 @@ def _label(
 
 
 def _preset_label(preset: str, overrides: Sequence[str]) -> str:
-    """The preset's name and what the command line changes of it."""
+    """The preset's name and what the command line changes of it; also a folder's name."""
     words = [preset]
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in PARTS:
-            words.append(value)
-        elif key.partition(".")[0] in PARTS:
-            words.append(f"{key.rpartition('.')[2]}={value}")
+        if key.partition(".")[0] in PARTS:
+            option = f"{key.rpartition('.')[2]}=" if "." in key else ""
+            words.append(option + re.sub(r"[^\w.]+", "-", value).strip("-"))
     return "_".join(words)
 
 

@@ -227,6 +227,8 @@ CHANGES = [
      "lit_s_micro_local_attention_window=5"),
     ("preset=sasa_r50 stem=attention", "sasa_r50_attention"),
     ("preset=ff_tiny backbone.pool=avg", "ff_tiny_pool=avg"),
+    ("preset=lit_ti mixer=plan mixer.plan=[none,{name:attention,qkv_bias:false}]",
+     "lit_ti_plan_plan=none-name-attention-qkv_bias-false"),
 ]  # fmt: skip
 
 
