@@ -16,14 +16,26 @@ class TrainingStopped(Exception):  # noqa: N818 - it says what happened
     """A run cannot go on, through no fault of the command line: exit code 1."""
 
 
+class Preempted(TrainingStopped):
+    """A run was told to stop and has saved its state: exit code 75, "try again later"."""
+
+
+PREEMPTED = os.EX_TEMPFAIL  # 75, which a scheduler may be told to requeue on
+
+
 def exit_code(work: Callable[[], None]) -> int:
-    """Run ``work``; say in one or two lines what went wrong. 0 done, 1 stopped, 2 bad input."""
+    """Run ``work``; say in one or two lines what went wrong.
+
+    0 done, 1 stopped, 2 bad input, 75 told to stop by a scheduler, 130 by Ctrl-C.
+    """
     try:
         work()
     except (UserError, TrainingStopped) as error:
         if os.environ.get("MIXERBENCH_DEBUG") == "1":
             raise
         print(f"mixerbench: {error}", file=sys.stderr)
+        if isinstance(error, Preempted):
+            return PREEMPTED
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("mixerbench: interrupted.", file=sys.stderr)

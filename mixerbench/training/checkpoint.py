@@ -1,11 +1,13 @@
 """Checkpoints: one safetensors file each, all tensors and a JSON header, no code.
 
 A file is written beside its place, flushed to the disk and renamed, so a name that ends
-in ``.safetensors`` is always whole.
+in ``.safetensors`` was whole once. A checksum of header and tensors finds what a disk or a
+copy has done to it since.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,11 @@ CHECKPOINTS = "checkpoints"
 """The folder of them inside a run's folder."""
 
 _HEADER = "mixerbench"
+_CHECKSUM = "mixerbench.crc32"
+
+
+class DamagedError(ValueError):
+    """A file that cannot be read, or not as it was written."""
 
 
 def save(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
@@ -27,7 +34,9 @@ def save(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any])
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(_apart(tensors), str(part), metadata={_HEADER: json.dumps(header)})
+    apart, text = _apart(tensors), json.dumps(header)
+    metadata = {_HEADER: text, _CHECKSUM: _checksum(text, apart)}
+    save_file(apart, str(part), metadata=metadata)
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -50,45 +59,77 @@ def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return apart
 
 
-def load(path: Path, device: str = "cpu") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def _checksum(header: str, tensors: Mapping[str, "Tensor"]) -> str:
+    import torch
+
+    crc = zlib.crc32(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def load(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors and the header of a file; a file of another program has an empty header.
 
     Raises:
-        ValueError: it is no readable safetensors file.
+        DamagedError: it is no readable safetensors file, or not what was written.
     """
     from safetensors.torch import load_file
 
-    about = header(path)
+    metadata = _metadata(path)
+    text = metadata.get(_HEADER, "{}")
     try:
-        return load_file(str(path), device=device), about
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(str(path))
+        about: dict[str, Any] = json.loads(text)
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
+    written = metadata.get(_CHECKSUM)
+    if written is not None and written != (found := _checksum(text, tensors)):
+        raise DamagedError(
+            f"the checkpoint {path} is damaged: it was written with checksum {written} and now "
+            f"has {found}. Use an earlier one, or a copy."
+        )
+    return tensors, about
 
 
 def header(path: Path) -> dict[str, Any]:
     """The header alone; empty for a file of another program.
 
     Raises:
-        ValueError: it is no readable safetensors file.
+        DamagedError: it is no readable safetensors file.
     """
     try:
+        found: dict[str, Any] = json.loads(_metadata(path).get(_HEADER, "{}"))
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
         with safe_open(str(path), framework="numpy") as file:
-            found: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-            return found
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(
         f"cannot read the checkpoint {path} ({error}): give a .safetensors file that "
         "mixerbench wrote. Other formats can execute code when they are loaded."
     )
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """All checkpoints, that of the latest step first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step, or None."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+    return next(iter(newest_first(folder)), None)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -97,7 +138,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints."""
-    for path in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+    for path in newest_first(folder)[keep:]:
         path.unlink()
 
 

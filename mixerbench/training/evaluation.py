@@ -1,5 +1,6 @@
 """Accuracy on the validation images, and what the model said of each of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,17 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: DataLoader[Item], device: torch.device, precision: str
+    model: nn.Module,
+    loader: DataLoader[Item],
+    device: torch.device,
+    precision: str,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Run all images of ``loader`` through ``model`` in evaluation mode."""
+    """Run all images of ``loader`` through ``model`` in evaluation mode.
+
+    Args:
+        between_batches: called after each batch; what it raises passes through.
+    """
     was_training = model.training
     model.eval()
     columns: list[tuple[Tensor, ...]] = []
@@ -74,6 +83,7 @@ def evaluate(
                 F.cross_entropy(logits, targets, reduction="none"),
             )
         )
+        between_batches()
     model.train(was_training)
     *per_image, losses = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
     indices, targets, predicted, confidence, probability, in_top5 = per_image

@@ -1,6 +1,7 @@
 """The training loop: read it top to bottom, it is all that happens in a run."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Splits
 from mixerbench.data.loader import eval_loader, train_loader
 from mixerbench.devices import autocast, choose_device, grad_scaler
-from mixerbench.errors import TrainingStopped
+from mixerbench.errors import Preempted, TrainingStopped
 from mixerbench.models import create_model
 from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
@@ -25,9 +26,9 @@ from mixerbench.recipe.optimization import (
 )
 from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Metric
-from mixerbench.training import checkpoint
 from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.evaluation import Evaluation, evaluate
+from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.state import TrainingState
 
 
@@ -77,6 +78,7 @@ def train(
     folder: Path,
     about: dict[str, Any],
     journal: Journal,
+    preemption: Preemption,
 ) -> Result:
     """Train, or continue from the newest checkpoint in ``folder``.
 
@@ -84,8 +86,10 @@ def train(
         model: freshly initialised, on any device.
         teacher: what the recipe distils from, or None.
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
+        preemption: asked after each step and each batch of an evaluation.
 
     Raises:
+        Preempted: it said so; the state of the last step is saved.
         TrainingStopped: the loss is no longer a number.
         UserError: the checkpoint belongs to another run.
     """
@@ -108,57 +112,79 @@ def train(
     forward = torch.compile(model) if run.compile else model
     watch = _Watch(splits)
 
-    saved = checkpoint.newest(folder / CHECKPOINTS)
-    if saved is not None:
-        state.load(saved, about["identity"])
+    saved = state.load_newest(folder / CHECKPOINTS, about["identity"])
     progress = state.progress
     steps = order.steps_per_epoch
     journal.start(settings.label, recipe.epochs * steps)
 
-    for epoch in range(progress.step // steps, recipe.epochs):
-        order.start_at(epoch, progress.step % steps)
-        micro_batches = iter(batches)
-        model.train()
-        started = time.perf_counter()
-        watch.start()
+    def validate() -> tuple[Evaluation, Evaluation]:
+        return _validate(state, validation, device, run.precision, journal, preemption)
 
-        for _ in range(progress.step % steps, steps):
-            rate = rates.set(progress.step)
-            optimizer.zero_grad(set_to_none=True)
-            for rank in range(order.virtual_ranks):
-                images, targets, indices = next(micro_batches)
-                images = images.to(device, non_blocking=True)
-                targets = targets.to(device, non_blocking=True)
-                seed_generators("step", run.seed, progress.step, rank)
-                if mixup is not None:
-                    images, targets = mixup(images, targets)
-                with autocast(device, run.precision):
-                    loss = loss_of(images, forward(images), targets) / order.virtual_ranks
-                state.scaler.scale(loss).backward()
-                watch.add(loss, indices)
-            if recipe.optimizer.clip_grad_norm is not None:
-                state.scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_grad_norm)
-            state.scaler.step(optimizer)
-            state.scaler.update()
-            state.ema.update(model)
-            progress.step += 1
+    def is_due(done: int) -> bool:
+        return done % run.evaluate_every_epochs == 0 and 0 < done < recipe.epochs
 
-            if progress.step % run.log_every_steps == 0 or progress.step % steps == 0:
-                metrics = watch.read(progress.step, saved, order.virtual_ranks)
-                metrics[Metric.LEARNING_RATE] = rate
-                metrics[Metric.EPOCH] = progress.step / steps
-                journal.metrics(progress.step, metrics)
-        progress.training_seconds += time.perf_counter() - started
+    try:
+        # A run that was told to stop in an evaluation goes on with that evaluation.
+        epochs, into_epoch = divmod(progress.step, steps)
+        if is_due(epochs) and into_epoch == 0 and progress.evaluated < progress.step:
+            validate()
 
-        done = epoch + 1
-        if done % run.evaluate_every_epochs == 0 and done < recipe.epochs:
-            _validate(state, validation, device, run.precision, journal)
-        if done % run.checkpoint_every_epochs == 0 or done == recipe.epochs:
-            _check_weights(model, progress.step, saved)
-            saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+        for epoch in range(epochs, recipe.epochs):
+            order.start_at(epoch, progress.step % steps)
+            micro_batches = iter(batches)
+            model.train()
+            started = time.perf_counter()
+            watch.start(progress.unlogged)
+            progress.unlogged = []
 
-    final, final_ema = _validate(state, validation, device, run.precision, journal)
+            for _ in range(progress.step % steps, steps):
+                rate = rates.set(progress.step)
+                optimizer.zero_grad(set_to_none=True)
+                for rank in range(order.virtual_ranks):
+                    images, targets, indices = next(micro_batches)
+                    images = images.to(device, non_blocking=True)
+                    targets = targets.to(device, non_blocking=True)
+                    seed_generators("step", run.seed, progress.step, rank)
+                    if mixup is not None:
+                        images, targets = mixup(images, targets)
+                    with autocast(device, run.precision):
+                        loss = loss_of(images, forward(images), targets) / order.virtual_ranks
+                    state.scaler.scale(loss).backward()
+                    watch.add(loss, indices)
+                if recipe.optimizer.clip_grad_norm is not None:
+                    state.scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_grad_norm)
+                state.scaler.step(optimizer)
+                state.scaler.update()
+                state.ema.update(model)
+                progress.step += 1
+
+                if progress.step % run.log_every_steps == 0 or progress.step % steps == 0:
+                    metrics = watch.read(progress.step, saved, order.virtual_ranks)
+                    metrics[Metric.LEARNING_RATE] = rate
+                    metrics[Metric.EPOCH] = progress.step / steps
+                    journal.metrics(progress.step, metrics)
+                now = time.perf_counter()
+                progress.training_seconds += now - started
+                started = now
+                preemption.check()
+
+            done = epoch + 1
+            if is_due(done):
+                validate()
+            if done % run.checkpoint_every_epochs == 0 or done == recipe.epochs:
+                _check_weights(model, progress.step, saved)
+                saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+
+        final, final_ema = validate()
+    except StopRequested as signal:
+        progress.unlogged = watch.losses(progress.step, saved, order.virtual_ranks)
+        _check_weights(model, progress.step, saved)
+        saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+        raise Preempted(
+            f"told to stop ({signal}): the state of step {progress.step} is saved. "
+            f"Continue with run.resume={folder}"
+        ) from None
     journal.metrics(
         progress.step,
         {
@@ -181,12 +207,14 @@ def _validate(
     device: torch.device,
     precision: str,
     journal: Journal,
+    preemption: Preemption,
 ) -> tuple[Evaluation, Evaluation]:
     """Evaluate the weights and their moving average; DeiT's code keeps the latter unseen."""
     progress = state.progress
-    plain = evaluate(state.model, loader, device, precision)
-    ema = evaluate(state.ema.module, loader, device, precision)
+    plain = evaluate(state.model, loader, device, precision, preemption.check)
+    ema = evaluate(state.ema.module, loader, device, precision, preemption.check)
     progress.best_top1 = max(progress.best_top1, plain.top1)
+    progress.evaluated = progress.step
     journal.metrics(
         progress.step,
         {
@@ -233,12 +261,14 @@ class _Watch:
         self._losses.append(loss.detach())
         self._indices.append(indices)
 
-    def read(self, step: int, saved: Path | None, virtual_ranks: int) -> dict[str, float]:
-        """The mean loss and the speed since the last call.
+    def losses(self, step: int, saved: Path | None, virtual_ranks: int) -> list[float]:
+        """The losses that are not in the log yet.
 
         Raises:
-            TrainingStopped: a loss is not finite; names the step and its images.
+            TrainingStopped: one is not finite; names the step and its images.
         """
+        if not self._losses:
+            return self._before
         losses = torch.stack(self._losses).double().cpu()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
@@ -251,6 +281,15 @@ class _Watch:
                 f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. "
                 f"{_advice(saved)}"
             )
+        return [*self._before, *losses.tolist()]
+
+    def read(self, step: int, saved: Path | None, virtual_ranks: int) -> dict[str, float]:
+        """The mean loss and the speed since the last call.
+
+        Raises:
+            TrainingStopped: a loss is not finite; names the step and its images.
+        """
+        losses = torch.tensor(self.losses(step, saved, virtual_ranks), dtype=torch.float64)
         now = time.perf_counter()
         images = sum(len(indices) for indices in self._indices)
         metrics = {
@@ -260,8 +299,9 @@ class _Watch:
         self.start()
         return metrics
 
-    def start(self) -> None:
-        """Begin to count anew."""
+    def start(self, before: Sequence[float] = ()) -> None:
+        """Begin to count anew, with the losses that a stopped run had not logged."""
+        self._before = list(before)
         self._losses: list[Tensor] = []
         self._indices: list[Tensor] = []
         self._started = time.perf_counter()

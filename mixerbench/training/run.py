@@ -15,7 +15,7 @@ from torch import nn
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.devices import choose_device
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Preempted, TrainingStopped, UserError
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
@@ -29,6 +29,7 @@ from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import identity_of, open_folder
 from mixerbench.training.loop import Result, build_model, train
+from mixerbench.training.preemption import Preemption
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
@@ -53,7 +54,7 @@ def run_training(
 
     Raises:
         UserError: the settings do not fit the data, the machine or each other.
-        TrainingStopped: training cannot go on.
+        TrainingStopped: training cannot go on; Preempted if it was told to stop.
     """
     device = choose_device(settings.run.device)
     try:
@@ -87,11 +88,17 @@ def run_training(
                     "identity": identity_of(settings),
                     "settings": dataclasses.asdict(settings),
                 }
-                result = train(settings, splits, model, teacher, folder, about, journal)
+                with Preemption() as preemption:
+                    result = train(
+                        settings, splits, model, teacher, folder, about, journal, preemption
+                    )
                 _keep(settings, splits, folder, result, about, journal)
                 if settings.run.measure:
                     _measure(settings, result, device, journal)
             status = "FINISHED"
+        except Preempted:
+            status = "KILLED"
+            raise
         except KeyboardInterrupt:
             status = "KILLED"
             raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None

@@ -1,6 +1,7 @@
 """Everything that a run must remember to go on as if it had never stopped."""
 
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class Progress:
     step: int = 0  # optimizer steps done
     training_seconds: float = 0.0
     best_top1: float = 0.0
+    evaluated: int = 0  # the step of the last evaluation
+    unlogged: list[float] = field(default_factory=list)  # losses since the last line of the log
 
 
 class TrainingState:
@@ -56,16 +59,37 @@ class TrainingState:
         checkpoint.prune(folder, keep)
         return path
 
+    def load_newest(self, folder: Path, identity: dict[str, Any]) -> Path | None:
+        """Continue from the newest whole checkpoint, if there are any; returns its path.
+
+        Raises:
+            UserError: all are damaged, or it is of another model, protocol or seed.
+        """
+        damaged: list[str] = []
+        for path in checkpoint.newest_first(folder):
+            try:
+                self.load(path, identity)
+            except checkpoint.DamagedError as error:
+                damaged.append(str(error))
+                continue
+            for message in damaged:
+                print(f"mixerbench: {message} Continuing from {path.name}.", file=sys.stderr)
+            return path
+        if damaged:
+            raise UserError(
+                f"{folder} has no whole checkpoint: {damaged[0]} Remove the folder of the run to "
+                "start again."
+            )
+        return None
+
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            UserError: it is unreadable, or of another model, protocol or seed.
+            DamagedError: it cannot be read as it was written.
+            UserError: it is of another model, protocol or seed.
         """
-        try:
-            tensors, header = checkpoint.load(path)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        tensors, header = checkpoint.load(path)
         for key, value in identity.items():
             if header.get("identity", {}).get(key) != value:
                 raise UserError(

@@ -6,7 +6,6 @@ Knows no torch: the parent composes and watches, the children train.
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,9 @@ from pathlib import Path
 import yaml
 
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import TrainingStopped, exit_code
+from mixerbench.errors import Preempted, TrainingStopped, exit_code
 from mixerbench.tracking.journal import FILE_NAME, read
+from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.progress import ProgressView
 
 _POLL_SECONDS = 0.5
@@ -30,11 +30,16 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
 
     Raises:
         TrainingStopped: some runs did not finish; says which, after all have ended.
+        Preempted: a scheduler said so; the running ones have saved their state.
     """
     jobs = jobs or default_jobs(sweep[0])
     names = _names(sweep)
     failures: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch, ProgressView(sweep[0].run.progress) as view:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProgressView(sweep[0].run.progress) as view,
+        Preemption() as preemption,
+    ):
         for name in names:
             view.expect(name)
         waiting = [
@@ -42,14 +47,9 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
             for number, (name, settings) in enumerate(zip(names, sweep, strict=True))
         ]
         running: list[_Child] = []
-        # A scheduler's SIGTERM must not leave children that nobody watches. It is noted and
-        # acted on below: an exception out of the handler could come while a child starts.
-        told: list[int] = []
-        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
         try:
             while waiting or running:
-                if told:
-                    sys.exit(128 + told[0])
+                preemption.check()
                 while waiting and len(running) < jobs:
                     running.append(waiting.pop(0).start())
                 time.sleep(_POLL_SECONDS)
@@ -60,10 +60,14 @@ def run_sweep(sweep: Sequence[Settings], jobs: int | None) -> None:
                         if child.message():
                             failures[child.name] = child.message()
                             view.note(f"{child.name}: {child.message()}")
+        except StopRequested as signal:
+            raise Preempted(
+                f"told to stop ({signal}): the running ones of {len(sweep)} runs have saved their "
+                "state. Continue each with run.resume=auto."
+            ) from None
         finally:
             for child in running:
                 child.stop()
-            signal.signal(signal.SIGTERM, before)
     if failures:
         raise TrainingStopped(
             f"{len(failures)} of {len(sweep)} runs did not finish: {', '.join(failures)}."

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,6 +33,30 @@ def test_tensors_and_header_come_back(tmp_path: Path) -> None:
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+
+
+@given(data=st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_stays_unseen(data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {str(dtype): torch.ones(3, 2).to(dtype) for dtype in DTYPES}
+    checkpoint.save(path, {**tensors, "number": torch.tensor(2.5)}, {"text": "about"})
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    try:
+        found, about = checkpoint.load(path)
+    except checkpoint.DamagedError as error:
+        assert str(path) in str(error)
+        return
+    # What neither changes a tensor nor the header: the checksum's own name, blanks, padding.
+    assert about in ({"text": "about"}, {})
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
 
 
 def test_views_of_one_storage_are_saved_each(tmp_path: Path) -> None:

@@ -277,19 +277,49 @@ def test_a_second_process_in_the_same_folder_is_refused(
     assert trained(f"run.resume='{folder}'").folder == folder
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
-def test_a_damaged_checkpoint_is_refused_in_one_line(
+def _flipped(content: bytes) -> bytes:
+    place = len(content) - 100
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "garbage": lambda content: b"x" * 500,
+    "empty": lambda content: b"",
+    "one bit": _flipped,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_a_whole_checkpoint_a_run_is_refused_in_one_line(
     damage: str, tiny: Callable[..., Settings], stopped: Callable[..., Path]
 ) -> None:
     folder = stopped("train/loss", 6)
     saved = checkpoint.newest(folder / CHECKPOINTS)
     assert saved is not None
-    content = saved.read_bytes()
-    damaged = {"cut": content[: len(content) // 2], "garbage": b"x" * 500, "empty": b""}
-    saved.write_bytes(damaged[damage])
+    saved.write_bytes(DAMAGES[damage](saved.read_bytes()))
     message = _refusal(tiny("run.resume=auto"))
     assert str(saved) in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    damage: str,
+    plain: Any,
+    trained: Callable[..., Any],
+    stopped: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = stopped("train/loss", 10)
+    newest, before = checkpoint.newest_first(folder / CHECKPOINTS)
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    trained("run.resume=auto")
+    said = capsys.readouterr().err
+    assert str(newest) in said
+    assert f"Continuing from {before.name}" in said
+    _assert_same_run(plain.folder, folder)
+    assert _metrics(plain.folder) == _metrics(folder)
 
 
 def test_the_checkpoint_of_another_run_is_refused(

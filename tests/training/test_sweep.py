@@ -14,7 +14,7 @@ import pytest
 
 from mixerbench.config.compose import compose_sweep, launcher_jobs
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import PREEMPTED, TrainingStopped, UserError
 from mixerbench.training import sweep as sweep_module
 from mixerbench.training.sweep import default_jobs, run_sweep
 
@@ -202,7 +202,8 @@ def stand_in(command, **options):
     return child
 
 sweep.subprocess.Popen = stand_in
-sweep.run_sweep(compose_sweep(["run.progress=false", "run.seed=0,1"]), 2)
+runs = compose_sweep(["run.progress=false", "run.seed=0,1"])
+sys.exit(sweep.exit_code(lambda: sweep.run_sweep(runs, 2)))
 """
 
 
@@ -218,7 +219,7 @@ def test_a_sweep_that_is_told_to_end_ends_its_children() -> None:
     assert parent.stdout is not None
     children = [int(parent.stdout.readline()) for _ in range(2)]
     parent.terminate()  # what a scheduler does
-    parent.wait(30)
+    assert parent.wait(30) == PREEMPTED
     try:
         deadline = time.monotonic() + 5
         while any(_is_running(child) for child in children) and time.monotonic() < deadline:
