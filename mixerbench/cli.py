@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mixerbench.errors import UserError, exit_code
+from mixerbench.errors import UserError, as_user_errors, exit_code
 
 HELP = """\
 mixerbench: does your token mixer beat attention, fairly?
@@ -140,11 +140,9 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
         runs = compose.compose_sweep(options.settings)
     else:
         runs = [compose.compose(options.settings)]
-    try:
+    with as_user_errors():
         for one in runs:
             check_data(one.protocol.data)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     tracking = runs[0].tracking
     if not tracking.offline:  # before the seconds that torch takes, and once for a sweep
         from mixerbench.tracking.store import check_reachable, resolve_uri
@@ -308,7 +306,7 @@ examples:
     from mixerbench.tracking.store import resolve_uri
 
     uri = resolve_uri(options.uri)
-    try:
+    with as_user_errors():
         if options.explain:
             print(explain_text(uri, *options.explain))
             return
@@ -321,8 +319,6 @@ examples:
             width=shutil.get_terminal_size((120, 24)).columns,
             color=terminal,
         )
-    except ValueError as error:
-        raise UserError(str(error)) from None
     print(text)
 
 

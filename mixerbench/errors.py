@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -21,6 +22,15 @@ class Preempted(TrainingStopped):
 
 
 PREEMPTED = os.EX_TEMPFAIL  # 75, which a scheduler may be told to requeue on
+
+
+@contextmanager
+def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """What the parts refuse is for the user to mend: such exceptions become UserErrors."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from None
 
 
 def exit_code(work: Callable[[], None]) -> int:

@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def read_file(path: Path, kind: str) -> list[Entry]:
         ValueError: the file is no Python, or a decorator's name is no string literal.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid Python: {error}") from None
     return [
@@ -62,6 +62,10 @@ def read_file(path: Path, kind: str) -> list[Entry]:
         for call in node.decorator_list
         if isinstance(call, ast.Call) and _last_name(call.func) == f"register_{kind}"
     ]
+
+
+_parse = lru_cache(maxsize=256)(ast.parse)
+"""A file is read once for each kind; by its text, so that a plugin may change."""
 
 
 def read_files(paths: Iterable[Path], kind: str) -> dict[str, Entry]:

@@ -3,13 +3,13 @@
 torch is loaded once the settings are known to be good.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from mixerbench.config.compose import compose, overrides_of
 from mixerbench.config.schema import Settings
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, as_user_errors
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from mixerbench.data.images import Images
     from mixerbench.training.evaluation import Evaluation
-
-T = TypeVar("T")
 
 
 def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str | None) -> str:
@@ -34,7 +32,8 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
         UserError: there is no such checkpoint, or it fits neither model nor data.
     """
     path = find_file(place, ema)
-    saved = _readable(lambda: checkpoint.header(path)).get("settings")
+    with as_user_errors():
+        saved = checkpoint.header(path).get("settings")
     settings = compose([*(overrides_of(saved, given) if saved else []), *given])
     if saved and settings.model == saved["model"]:
         settings.label = saved["label"]  # a preset's name
@@ -64,14 +63,12 @@ def evaluate_checkpoint(
     from mixers import load_plugin
 
     device = choose_device(settings.run.device)
-    try:
+    with as_user_errors():
         for plugin in settings.plugins:
             load_plugin(plugin)
         splits = open_images(settings.protocol)
         model = build_model(settings, len(splits.train.classes))
         load_weights(model, tensors, settings.label)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     model.to(device)
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
     return evaluate(model, loader, device, settings.run.precision), splits.val
@@ -101,7 +98,8 @@ def read_weights(path: Path, ema: bool) -> dict[str, "Tensor"]:
     Raises:
         UserError: it is no readable safetensors file.
     """
-    tensors, _ = _readable(lambda: checkpoint.load(path))
+    with as_user_errors():
+        tensors, _ = checkpoint.load(path)
     return checkpoint.under_prefix("ema" if ema else "model", tensors) or tensors
 
 
@@ -131,13 +129,6 @@ def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str
             f"the checkpoint is of another model than {label}: {', '.join(wrong)}. "
             "Leave the model settings out to evaluate the one it was trained as."
         )
-
-
-def _readable(read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _file_in(folder: Path, ema: bool) -> Path:

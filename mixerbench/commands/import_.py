@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixerbench.config.compose import compose
 from mixerbench.config.presets import official_code
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, as_user_errors
 from mixerbench.training import checkpoint
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def import_checkpoint(arguments: Sequence[str], ema: bool) -> str:
     given = _read(arguments)
     preset, source = given["preset"], Path(given["checkpoint"]).expanduser()
     out = Path(given.get("out", f"{preset}.safetensors")).expanduser()
-    try:
+    with as_user_errors():
         official_code(preset)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     if not source.is_file():
         raise UserError(f"there is no checkpoint {source}.")
     if out.suffix != ".safetensors":

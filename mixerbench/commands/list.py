@@ -12,7 +12,7 @@ from rich.text import Text
 from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, as_user_errors
 from mixers.catalog import MISSING, Option, nearest
 from mixers.plan import SCHEDULES, plan_name
 
@@ -35,10 +35,8 @@ def listing(arguments: Sequence[str]) -> str:
     console = Console(highlight=False, width=max(columns, 110))
     with console.capture() as capture:
         for name in names or _TABLES:
-            try:
+            with as_user_errors():
                 header, rows = _TABLES[name](plugins)
-            except ValueError as error:
-                raise UserError(str(error)) from None
             table = Table(title=name, title_justify="left", box=None, pad_edge=False)
             for column, cells in zip(header, zip(*rows, strict=True), strict=True):
                 lines = [line for cell in (column, *cells) for line in cell.splitlines()]

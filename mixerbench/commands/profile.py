@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mixerbench.config.schema import Settings
 from mixerbench.devices import choose_device
-from mixerbench.errors import UserError
+from mixerbench.errors import as_user_errors
 from mixerbench.measure.flops import CONVENTION
 from mixerbench.measure.profile import by_module, measure_model
 from mixerbench.training.loop import build_model
@@ -28,12 +28,10 @@ def profile(settings: Settings, as_json: bool) -> str:
     torch.set_num_threads(settings.run.threads)
     size = settings.protocol.image_size
     classes = settings.protocol.data.num_classes or _FALLBACK_CLASSES
-    try:
+    with as_user_errors():
         for plugin in settings.plugins:
             load_plugin(plugin)
         model = build_model(settings, classes).to(device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     measures = measure_model(
         model,
         size,

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixerbench.config.presets import PRESETS, TWICE, Preset, find_preset
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, as_user_errors
 from mixerbench.measure.flops import CONVENTION, count_macs, macs_by_formula
 from mixerbench.measure.profile import count_parameters
 from mixerbench.models import create_model
@@ -52,10 +52,8 @@ def reproduce(names: Sequence[str], format: str) -> str:
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
-    try:
+    with as_user_errors():
         presets = {name: find_preset(name) for name in names} if names else dict(PRESETS)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     progress = track(presets.items(), "counting", console=Console(stderr=True), transient=True)
     rows = [row(name, preset) for name, preset in progress]
     if format == "json":

@@ -29,7 +29,7 @@ from mixerbench.config.checks import check
 from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.schema import Composed, Protocol, Run, Settings, Tracking, build, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, as_user_errors
 from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
 from mixers.plan import PLAN, SCHEDULES, plan_name, read_plan
 
@@ -184,11 +184,9 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
 
 def _compose_one(overrides: list[str]) -> Settings:
     plugins = find_plugins(overrides)
-    try:
+    with as_user_errors():
         preset, expanded = _expand_preset(overrides)
         catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
-    except ValueError as error:
-        raise UserError(str(error)) from None
     backbone = _backbone(expanded)
     _check_names(expanded, catalogs, backbone)
     with _hydra(catalogs, backbone):
@@ -207,10 +205,8 @@ def _compose_one(overrides: list[str]) -> Settings:
         plugins=plugins,
         overrides=overrides,
     )
-    try:
+    with as_user_errors():
         check(settings, catalogs)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     settings.label = (
         _label(model, settings.protocol.patch_size, catalogs)
         if preset is None

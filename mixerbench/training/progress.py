@@ -1,7 +1,6 @@
 """Progress on the terminal, read from journals: of one run, or of many side by side."""
 
 import sys
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,12 +42,7 @@ class ProgressView:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def expect(self, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.devices import choose_device
-from mixerbench.errors import Preempted, TrainingStopped, UserError
+from mixerbench.errors import Preempted, TrainingStopped, as_user_errors
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
@@ -57,7 +57,7 @@ def run_training(
         TrainingStopped: training cannot go on; Preempted if it was told to stop.
     """
     device = choose_device(settings.run.device)
-    try:
+    with as_user_errors((ValueError, CountingError)):
         for plugin in settings.plugins:
             load_plugin(plugin)
         splits = open_images(settings.protocol)
@@ -68,8 +68,6 @@ def run_training(
             count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
         _try_names(settings, model)
-    except (ValueError, CountingError) as error:
-        raise UserError(str(error)) from None
     if not settings.tracking.offline:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
 

@@ -14,7 +14,7 @@ from mixerbench.config.presets import PARTS, PRESETS, find_preset, with_changes
 from mixerbench.config.sizes import SIZES
 from mixerbench.models import create_model
 
-# Counted in the authors' own code, ../shared/reference/README.md, or in this project's first
+# Counted in the authors' own code (tests/golden/state_dicts), or in this project's first
 # build of the models that no code was published for.
 PARAMETERS = {
     "ff_tiny": 7_676_332,
