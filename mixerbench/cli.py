@@ -4,9 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mixerbench.errors import UserError, as_user_errors, exit_code
+
+if TYPE_CHECKING:
+    from mixerbench.config.schema import Settings
 
 HELP = """\
 mixerbench: does your token mixer beat attention, fairly?
@@ -134,35 +137,56 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
         resolved = dataclasses.asdict(compose.compose(options.settings))
         print(yaml.safe_dump(resolved, sort_keys=False), end="")
         return
-    from mixerbench.config.checks import check_data
+    from mixerbench.training.place import find_place
 
+    if find_place() is not None:
+        if options.multirun:
+            raise UserError("a sweep starts its own processes: run it without torchrun or srun.")
+        from mixerbench.launching.rank import train_as_rank
+
+        train_as_rank(lambda: _ready(compose.compose(options.settings)))
+        return
     if options.multirun:
         runs = compose.compose_sweep(options.settings)
     else:
         runs = [compose.compose(options.settings)]
+    for one in runs:
+        _ready(one)
+    _check_store(runs[0])  # before the seconds that torch takes, and once for a sweep
+    if options.multirun:
+        from mixerbench.launching.local import run_sweep
+
+        run_sweep(runs)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].run.threads))
+    print(_train_one(runs[0]))
+
+
+def _ready(settings: "Settings") -> "Settings":
+    from mixerbench.config.checks import check_data
+
     with as_user_errors():
-        for one in runs:
-            check_data(one.protocol.data)
-    tracking = runs[0].tracking
-    if not tracking.offline:  # before the seconds that torch takes, and once for a sweep
+        check_data(settings.protocol.data)
+    return settings
+
+
+def _check_store(settings: "Settings") -> None:
+    tracking = settings.tracking
+    if not tracking.offline:
         from mixerbench.tracking.store import check_reachable, resolve_uri
 
         check_reachable(resolve_uri(tracking.uri), tracking.timeout_seconds)
-    if options.multirun:
-        from mixerbench.training.sweep import run_sweep
 
-        run_sweep(runs, compose.launcher_jobs(options.settings))
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].run.threads))
-    from mixerbench.training.run import run_training
 
-    finished = run_training(runs[0])
-    final, ema = finished.result.final, finished.result.final_ema
-    print(
-        f"{runs[0].label}, seed {runs[0].run.seed}: top-1 {final.top1:.2f} % (EMA "
-        f"{ema.top1:.2f} %), top-5 {final.top5:.2f} %, {len(final.targets)} images\n"
-        f"{finished.folder}\n'mixerbench leaderboard' compares it with other runs."
-    )
+def _train_one(settings: "Settings") -> str:
+    import tempfile
+    from pathlib import Path
+
+    from mixerbench.launching.job import Job
+    from mixerbench.launching.local import train_job
+
+    with tempfile.TemporaryDirectory() as place:
+        return train_job(Job.create(Path(place), settings))
 
 
 def _eval(arguments: Sequence[str]) -> None:

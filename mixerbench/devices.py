@@ -8,7 +8,9 @@ from mixerbench.config.schema import PRECISIONS, Run
 from mixerbench.errors import UserError
 
 _DTYPES = MappingProxyType(
-    dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+    dict(
+        zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16, torch.float64), strict=True)
+    )
 )
 
 
@@ -28,13 +30,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in ``precision``; weights stay in float32.
+    """The context of a forward pass in ``precision``; weights are in ``weight_dtype``.
 
     Raises:
         ValueError: an unknown precision.
     """
     check_precision(precision)
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    half = _DTYPES[precision].itemsize < 4
+    return torch.autocast(device.type, _DTYPES[precision] if half else None, enabled=half)
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """Of weights, images and optimizer state: float64 for fp64, else float32."""
+    return torch.float64 if precision == "fp64" else torch.float32
 
 
 def check_precision(precision: str) -> None:

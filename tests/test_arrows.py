@@ -115,7 +115,8 @@ def test_keys_and_errors_import_nothing_of_the_project() -> None:
 
 
 LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mixerbench.tracking",
-         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.training.sweep",
+         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local", "mixerbench.launching.job",
+         "mixerbench.training.place",
          "mixers.catalog", "mixers.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""
 

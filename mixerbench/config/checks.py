@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixerbench.config.schema import PRECISIONS, Data, Settings
+from mixerbench.config.schema import LAUNCHERS, PARALLEL, PRECISIONS, Batch, Data, Settings
 from mixerbench.config.sizes import halved_grid, token_grid
 from mixers.catalog import Entry, nearest
 from mixers.plan import check_names, check_prefix, read_plan, spread
 
 _CHOICES = {
     "run.precision": PRECISIONS,
+    "run.parallel": PARALLEL,
+    "launcher.name": LAUNCHERS,
     "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
     "protocol.recipe.schedule.interval": ("epoch", "step"),
@@ -48,6 +50,7 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
         "give one number above 0 for each of 3 channels",
         lambda value: len(value) == 3 and min(value) > 0,
     ),
+    "protocol.data.max_corrupt": _SHARE,
     "protocol.recipe.epochs": _ONE_OR_MORE,
     "protocol.recipe.batch.size": _ONE_OR_MORE,
     "protocol.recipe.batch.micro_batch_size": _ONE_OR_MORE,
@@ -93,11 +96,14 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
         "give auto, cpu, cuda or cuda:<number>",
         lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
     ),
+    "run.devices": _ONE_OR_MORE,
+    "run.max_restarts": _ZERO_OR_MORE,
     "run.threads": _ONE_OR_MORE,
     "run.workers": _ZERO_OR_MORE,
     "run.log_every_steps": _ONE_OR_MORE,
     "run.evaluate_every_epochs": _ONE_OR_MORE,
     "run.checkpoint_every_epochs": _ONE_OR_MORE,
+    "run.checkpoint_every_steps": _ONE_OR_MORE,
     "run.keep_checkpoints": _ONE_OR_MORE,
     "run.evaluation_batch_size": _ONE_OR_MORE,
     "run.measure_batch_size": _ONE_OR_MORE,
@@ -106,6 +112,12 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "tracking.timeout_seconds": _POSITIVE,
     "tracking.flush_seconds": _ZERO_OR_MORE,
     "tracking.system_metrics_every_seconds": _POSITIVE,
+    "launcher.jobs": _ONE_OR_MORE,
+    "launcher.nodes": _ONE_OR_MORE,
+    "launcher.minutes": _ONE_OR_MORE,
+    "launcher.warning_seconds": _ONE_OR_MORE,
+    "launcher.cpus_per_device": _ONE_OR_MORE,
+    "launcher.memory_gib": _ONE_OR_MORE,
 }
 """What a value must be, beyond its type; None, where a setting may be null, always passes."""
 
@@ -131,6 +143,7 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
         if name != "name" and min(value if isinstance(value, list) else [value], default=0) < 1:
             raise ValueError(f"size.{name}={value}: give 1 or more.")
     _check_batch(settings)
+    _check_launcher(settings)
     _check_model(settings, catalogs)
 
 
@@ -160,6 +173,22 @@ def check_data(data: Data) -> None:
             raise ValueError(f"data set {data.name!r}: {folder} has no class folders: {hint}")
 
 
+def check_processes(batch: Batch, processes: int) -> None:
+    """Refuse a number of processes that cannot share the virtual ranks of a step evenly.
+
+    Raises:
+        ValueError: which numbers can.
+    """
+    virtual_ranks = batch.size // batch.micro_batch_size
+    if virtual_ranks % processes:
+        fitting = [str(n) for n in range(1, virtual_ranks + 1) if virtual_ranks % n == 0]
+        raise ValueError(
+            f"{processes} processes cannot share a batch of {batch.size} images in micro-batches "
+            f"of {batch.micro_batch_size}: run.devices (times the machines) may be "
+            f"{', '.join(fitting)}."
+        )
+
+
 def _check_batch(settings: Settings) -> None:
     recipe = settings.protocol.recipe
     batch, micro = recipe.batch.size, recipe.batch.micro_batch_size
@@ -168,6 +197,16 @@ def _check_batch(settings: Settings) -> None:
         raise ValueError(
             f"a batch of {batch} images is not divisible into micro-batches of {micro}: "
             "change protocol.recipe.batch.size or protocol.recipe.batch.micro_batch_size."
+        )
+    check_processes(recipe.batch, settings.run.devices * settings.launcher.nodes)
+    if settings.run.parallel == "fsdp" and settings.run.precision == "fp16":
+        raise ValueError(
+            "run.precision=fp16 scales its loss, which run.parallel=fsdp does not: use bf16."
+        )
+    if settings.run.precision == "fp64" and settings.run.measure:
+        raise ValueError(
+            "run.precision=fp64 is for checking results, not for measuring speed: "
+            "set run.measure=false beside it."
         )
     if recipe.loss.name == "binary_cross_entropy" and recipe.loss.label_smoothing and mixed:
         raise ValueError(
@@ -178,6 +217,20 @@ def _check_batch(settings: Settings) -> None:
         raise ValueError(
             f"mixup pairs the images of a micro-batch, and {micro} is odd: "
             "set protocol.recipe.batch.micro_batch_size to an even number."
+        )
+
+
+def _check_launcher(settings: Settings) -> None:
+    run, launcher = settings.run, settings.launcher
+    if launcher.nodes > 1 and launcher.name != "slurm":
+        raise ValueError(
+            f"launcher.nodes={launcher.nodes} needs launcher=slurm; without SLURM start "
+            "'torchrun --nnodes=... -m mixerbench train ...' on each machine."
+        )
+    if launcher.devices is not None and len(launcher.devices) < run.devices:
+        raise ValueError(
+            f"launcher.devices={launcher.devices} are fewer than run.devices={run.devices} of "
+            "one run: name more GPUs, or set run.devices lower."
         )
 
 

@@ -27,7 +27,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.checks import check
 from mixerbench.config.presets import PARTS, with_changes
-from mixerbench.config.schema import Composed, Protocol, Run, Settings, Tracking, build, flatten
+from mixerbench.config.schema import (
+    Composed,
+    Launcher,
+    Protocol,
+    Run,
+    Settings,
+    Tracking,
+    build,
+    flatten,
+)
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import UserError, as_user_errors
 from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
@@ -140,17 +149,6 @@ def _in_hydras_words(value: Any) -> str:
     return json.dumps(value)
 
 
-def launcher_jobs(arguments: Sequence[str]) -> int | None:
-    """``launcher.jobs``, which belongs to a sweep and to none of its runs."""
-    for argument in arguments:
-        if argument.startswith("launcher.jobs="):
-            value = argument.partition("=")[2]
-            if value != "null" and (not value.isdecimal() or int(value) < 1):
-                raise UserError(f"{argument}: give one number, 1 or more.")
-            return None if value == "null" else int(value)
-    return None
-
-
 def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Entry]:
     """What can be named of a kind: mixers, stems, backbones, channel mixers, mergings."""
     if kind == "mixer":
@@ -204,6 +202,7 @@ def _compose_one(overrides: list[str]) -> Settings:
         tracking=build(Tracking, content["tracking"]),
         plugins=plugins,
         overrides=overrides,
+        launcher=build(Launcher, content["launcher"]),
     )
     with as_user_errors():
         check(settings, catalogs)
@@ -336,6 +335,8 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
 
 def _expand(argument: str) -> str:
     key, equals, value = argument.partition("=")
+    if key == "launcher":
+        return f"launcher.name={value}"
     key = key.removeprefix("protocol.")
     first = key.partition(".")[0]
     if first not in _INSIDE_PROTOCOL:

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar
 
-PROTOCOL_VERSION = 1
-"""Part of every fingerprint; raised when the code gives a protocol field another meaning."""
+PROTOCOL_VERSION = 2
+"""Part of every fingerprint; raised when the code gives a protocol field another meaning.
+
+2: BatchNorm's running statistics are updated once a step, by the first virtual rank.
+"""
 
 
 # --- protocol: what must be identical -------------------------------------------------------
@@ -29,6 +32,8 @@ class Data:
     std: list[float]
     root: Optional[str] = None
     download: bool = False
+    exif_orientation: bool = False  # turn an image as its tag says, as viewers do; DeiT does not
+    max_corrupt: float = 0.001  # share of a split's images that may be unreadable, and replaced
     train_images: Optional[int] = None  # synthetic only
     val_images: Optional[int] = None
     digest: Optional[str] = None  # of the images' names and labels; filled in when they are opened
@@ -163,14 +168,17 @@ UNHASHED = frozenset(
         "patch_size",  # a default of the stem; the model records what it took
         "data.root",
         "data.download",
+        "data.max_corrupt",  # a tolerance; what was replaced is recorded with the run
         "recipe.name",
         "recipe.distillation.teacher_checkpoint",
     }
 )
-"""Protocol fields that are names and places: they do not change a result."""
+"""Protocol fields that are names, places and tolerances: they do not change a result."""
 
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+PARALLEL = ("ddp", "fsdp")
+LAUNCHERS = ("local", "slurm")
 
 
 # --- run: what must not matter --------------------------------------------------------------
@@ -180,7 +188,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class Run:
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    precision: str = "fp32"  # one of PRECISIONS
+    devices: int = 1  # processes on each machine, one per device
+    parallel: str = "ddp"  # one of PARALLEL: every device holds the model, or a part of it
+    max_restarts: int = 3  # of all processes after one of several has died
+    precision: str = "fp32"  # one of PRECISIONS; fp64 is for checking
     compile: bool = False
     grad_checkpointing: bool = False
     threads: int = 1  # of one process on the CPU; two busy threads on a shared machine cost 7x
@@ -188,6 +199,7 @@ class Run:
     log_every_steps: int = 10
     evaluate_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: Optional[int] = None  # beside those; None: within epochs none
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 256
     measure: bool = True  # FLOPs, throughput, latency and memory after training
@@ -212,7 +224,22 @@ class Tracking:
 
 @dataclass
 class Launcher:
-    jobs: Optional[int] = None  # runs of a sweep side by side; None: one per core, or per GPU
+    """Where runs are trained. ``launcher=slurm`` stands for ``launcher.name=slurm``."""
+
+    name: str = "local"  # one of LAUNCHERS
+    jobs: Optional[int] = None  # runs side by side; None: one per core or GPU; slurm: no limit
+    devices: Optional[list[int]] = None  # local: the GPUs to use, run.devices for each run
+    # The rest is for slurm.
+    nodes: int = 1  # machines of one run, with run.devices processes each
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    minutes: int = 1440  # of one job; a run that needs longer is requeued and goes on
+    warning_seconds: int = 120  # before the time is over, to save the state
+    cpus_per_device: int = 8
+    memory_gib: Optional[int] = None  # of each machine; None: the partition's default
+    options: dict[str, Any] = field(default_factory=dict)  # of sbatch, such as {qos: high}
+    setup: list[str] = field(default_factory=list)  # shell lines before the start
+    folder: str = "slurm"  # of the jobs' scripts and logs; all machines must see it
 
 
 # --- all of it ------------------------------------------------------------------------------
@@ -244,6 +271,7 @@ class Settings:
     tracking: Tracking
     plugins: list[str]
     overrides: list[str]  # what the command line said, for saying it again
+    launcher: Launcher = field(default_factory=Launcher)
 
 
 def fingerprint(content: Any) -> str:

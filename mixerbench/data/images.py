@@ -5,16 +5,30 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mixerbench.config.checks import check_data
 from mixerbench.config.schema import Data, Protocol
 
 _VAL_SHARE = 0.3  # of the digits, in each class
 _SPLIT_SEED = 0
+
+# Pillow's limit protects servers from strangers' files, and these are the user's own. What is left
+# of it tells damaged headers: a warning above 2**29 pixels, refused above 2**30, 4 GiB as RGB.
+# It is set for the whole process because the transforms' crops are held to it as well.
+Image.MAX_IMAGE_PIXELS = 2**29
+
+
+class UnreadableImageError(ValueError):
+    """A file that cannot be decoded as an image: one line with its path and the reason."""
+
+    def __init__(self, message: str, reason: str = "") -> None:  # a loader passes the message only
+        super().__init__(message)
+        self.reason = reason
 
 
 class Images(Interface):
@@ -27,7 +41,11 @@ class Images(Interface):
     def classes(self) -> Sequence[str]: ...
 
     def load(self, index: int) -> Image.Image:
-        """The image as RGB."""
+        """The image as RGB, of 8 bits a channel.
+
+        Raises:
+            UnreadableImageError: it is a file that cannot be decoded.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -62,7 +80,7 @@ def open_images(protocol: Protocol) -> Splits:
     if data.source == "digits":
         splits = _digits()
     elif data.source == "folder":
-        splits = _folder(Path(str(data.root)).expanduser())
+        splits = _folder(data)
     elif data.source == "synthetic":
         splits = _synthetic(data, protocol.image_size)
     else:
@@ -128,7 +146,7 @@ def _digits() -> Splits:
 
 
 class _Folder:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exif_orientation: bool) -> None:
         from torchvision.datasets import ImageFolder
 
         try:
@@ -138,21 +156,33 @@ class _Folder:
             raise ValueError(
                 textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")
             ) from None
-        self._root = root
+        self._root, self._exif_orientation = root, exif_orientation
         self._paths = [path for path, _ in listing.samples]
         self.targets = listing.targets
         self.classes = listing.classes
 
     def load(self, index: int) -> Image.Image:
-        with Image.open(self._paths[index]) as image:
-            return image.convert("RGB")
+        path = self._paths[index]
+        try:
+            with Image.open(path) as image:
+                if image.format != "PNG":
+                    return _rgb(image, self._exif_orientation)
+                image.verify()  # PNG has checksums, which Pillow skips otherwise
+            with Image.open(path) as image:  # verify() has used the other one up
+                return _rgb(image, self._exif_orientation)
+        except MemoryError:  # says nothing of the file
+            raise
+        except Exception as error:  # damaged files make Pillow raise nearly every kind
+            reason = _reason(error)
+            raise UnreadableImageError(printable(f"{path}: {reason}"), printable(reason)) from None
 
     def name(self, index: int) -> str:
         return Path(self._paths[index]).relative_to(self._root).as_posix()
 
 
-def _folder(root: Path) -> Splits:
-    train, val = _Folder(root / "train"), _Folder(root / "val")
+def _folder(data: Data) -> Splits:
+    root = Path(str(data.root)).expanduser()
+    train, val = (_Folder(root / split, data.exif_orientation) for split in ("train", "val"))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
         raise ValueError(
@@ -160,6 +190,50 @@ def _folder(root: Path) -> Splits:
             "both need the same class folders."
         )
     return Splits(train, val)
+
+
+def _rgb(image: Image.Image, exif_orientation: bool) -> Image.Image:
+    """The first frame; without its transparency, which is dropped and not blended."""
+    image.load()  # which turns TIFF files, whatever the setting
+    if exif_orientation and (tag := _orientation(image)) in _TURNS:
+        image = image.transpose(_TURNS[tag])
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow makes white of all above 255
+        grey = np.asarray(image) // 256
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of that EXIF orientation upright."""
+
+
+def _orientation(image: Image.Image) -> Any:
+    # ImageOps.exif_transpose rewrites all tags as well, and fails on those that are damaged.
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata say nothing of the pixels
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # of which the message is the path
+        return "cannot be identified as an image"
+    if isinstance(error, OSError) and error.strerror:  # of which the message ends with the path
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def printable(text: str) -> str:
+    """``text`` with its line breaks, tabs and bytes that are no UTF-8 written as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 # --- CIFAR ----------------------------------------------------------------------------------

@@ -3,32 +3,47 @@
 import os
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixerbench.config.schema import Protocol, Run
-from mixerbench.data.draws import seed_generators
-from mixerbench.data.images import Images
-from mixerbench.data.order import Sample, SampleOrder
+from mixerbench.data.draws import seed_generators, seed_of
+from mixerbench.data.images import Images, UnreadableImageError, printable
+from mixerbench.data.order import Sample, SampleOrder, evaluation_batches
 from mixerbench.recipe.augmentation import Transform, eval_transform, train_transform
 
-Item = tuple[Tensor, int, int]
+Item = tuple[Tensor, int, int, int]
+"""Image, target, index, and the index of the image that was really loaded.
+
+The last two differ where an image could not be read: image and target are its replacement's.
+"""
+
 MAX_WORKERS = 16
+_REPLACEMENTS = 100  # tried for one image
 
 
 class _Augmented(Dataset[Item]):
-    """(image, target, index) of a ``Sample``; the draws are the sample's own."""
+    """The items of ``Sample``s; the draws are the sample's own, its image replaced or not."""
 
     def __init__(self, images: Images, transform: Transform, seed: int) -> None:
         self._images, self._transform, self._seed = images, transform, seed
 
     def __getitem__(self, sample: Sample) -> Item:
-        image, epoch, repeat = sample
-        seed_generators("sample", self._seed, epoch, image, repeat)
-        return self._transform(self._images.load(image)), self._images.targets[image], image
+        index, epoch, repeat = sample
+        image, source = _load(self._images, index)
+        seed_generators("sample", self._seed, epoch, index, repeat)
+        return self._transform(image), self._images.targets[source], index, source
 
 
 class _Plain(Dataset[Item]):
+    """The items of all images.
+
+    The replacement of an image that cannot be read stands in under its index, and so under its
+    name among the predictions, with the replacement's target: accuracy remains a share of as
+    many images, in which the replacement counts twice.
+    """
+
     def __init__(self, images: Images, transform: Transform) -> None:
         self._images, self._transform = images, transform
 
@@ -36,15 +51,44 @@ class _Plain(Dataset[Item]):
         return len(self._images.targets)
 
     def __getitem__(self, index: int) -> Item:
-        return self._transform(self._images.load(index)), self._images.targets[index], index
+        image, source = _load(self._images, index)
+        return self._transform(image), self._images.targets[source], index, source
+
+
+def _load(images: Images, index: int) -> tuple[Image.Image, int]:
+    """The image and its index, or another's where it cannot be read: always the same one.
+
+    Raises:
+        UnreadableImageError: and neither can all that were tried in its place.
+    """
+    source = index
+    for attempt in range(_REPLACEMENTS):
+        try:
+            return images.load(source), source
+        except UnreadableImageError:
+            source = seed_of("replacement", index, attempt) % len(images.targets)
+    try:
+        return images.load(source), source
+    except UnreadableImageError as error:
+        raise UnreadableImageError(
+            f"{error}. It is the last of {_REPLACEMENTS} images that were tried in the place of "
+            f"{printable(images.name(index))}, and none could be read.",
+            error.reason,
+        ) from None
 
 
 def train_loader(
-    images: Images, protocol: Protocol, run: Run, device: torch.device
+    images: Images,
+    protocol: Protocol,
+    run: Run,
+    device: torch.device,
+    process: int = 0,
+    processes: int = 1,
 ) -> tuple[DataLoader[Item], SampleOrder]:
-    """Micro-batches of (images, targets, indices) in the order that is returned beside it."""
+    """This process's micro-batches of ``Item``s, in the order that is returned beside it."""
     recipe = protocol.recipe
-    order = SampleOrder(len(images.targets), recipe.batch, recipe.augmentation.repeats, run.seed)
+    repeats = recipe.augmentation.repeats
+    order = SampleOrder(len(images.targets), recipe.batch, repeats, run.seed, process, processes)
     dataset = _Augmented(images, train_transform(protocol), run.seed)
     workers = _workers(run, device)
     loader = DataLoader(
@@ -58,13 +102,20 @@ def train_loader(
 
 
 def eval_loader(
-    images: Images, protocol: Protocol, run: Run, device: torch.device
+    images: Images,
+    protocol: Protocol,
+    run: Run,
+    device: torch.device,
+    process: int = 0,
+    processes: int = 1,
 ) -> DataLoader[Item]:
-    """All images once, in the order of the data set."""
+    """This process's share of the images; all of them in order for a single one."""
     workers = _workers(run, device)
     return DataLoader(
         _Plain(images, eval_transform(protocol)),
-        batch_size=run.evaluation_batch_size,
+        batch_sampler=evaluation_batches(
+            len(images.targets), run.evaluation_batch_size, process, processes
+        ),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",

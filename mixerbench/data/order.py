@@ -26,13 +26,26 @@ class SampleOrder:
     depends on the seed, and one device sees what eight see.
 
     Yields one list of samples per micro-batch: steps in order, within a step the virtual
-    ranks in order. The last, incomplete batch is left out.
+    ranks of this process in order. The last, incomplete batch is left out.
+
+    Args:
+        process: this process's number among ``processes``, which divide the virtual ranks.
     """
 
-    def __init__(self, images: int, batch: Batch, repeats: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch: Batch,
+        repeats: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.images = images
         self.batch_size = batch.size
         self.virtual_ranks = batch.size // batch.micro_batch_size
+        share = self.virtual_ranks // processes
+        self.own_ranks = range(process * share, (process + 1) * share)
         self.repeats = repeats
         self.seed = seed
         self.steps_per_epoch = images // batch.size
@@ -44,16 +57,44 @@ class SampleOrder:
         self._epoch, self._first_step = epoch, step
 
     def __len__(self) -> int:
-        return (self.steps_per_epoch - self._first_step) * self.virtual_ranks
+        return (self.steps_per_epoch - self._first_step) * len(self.own_ranks)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         epoch = self._epoch
-        # Frozen generator: the same order in every NumPy version.
-        order = np.random.RandomState([self.seed, epoch]).permutation(self.images)
+        order = self._permutation(epoch)
         for step in range(self._first_step, self.steps_per_epoch):
-            places = step * self.batch_size + np.arange(self.batch_size)
-            for rank in range(self.virtual_ranks):
-                yield [
-                    Sample(int(order[place // self.repeats]), epoch, int(place % self.repeats))
-                    for place in places[rank :: self.virtual_ranks]
-                ]
+            for rank in self.own_ranks:
+                yield self._samples(order, epoch, step, rank)
+
+    def micro_batch(self, epoch: int, step: int, rank: int) -> list[Sample]:
+        """What virtual rank ``rank`` sees at ``step`` of ``epoch``, in any process."""
+        return self._samples(self._permutation(epoch), epoch, step, rank)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Frozen generator: the same order in every NumPy version.
+        return np.random.RandomState([self.seed, epoch]).permutation(self.images)
+
+    def _samples(self, order: np.ndarray, epoch: int, step: int, rank: int) -> list[Sample]:
+        places = step * self.batch_size + np.arange(self.batch_size)
+        return [
+            Sample(int(order[place // self.repeats]), epoch, int(place % self.repeats))
+            for place in places[rank :: self.virtual_ranks]
+        ]
+
+
+def evaluation_batches(
+    images: int, batch_size: int, process: int = 0, processes: int = 1
+) -> list[list[int]]:
+    """This process's share of the images in order, batch by batch.
+
+    Whole batches are dealt out, so that every image is computed in the batch that it has on
+    one process. All get equally many, since they must call the model equally often: the
+    rest repeat the first batch, and whoever gathers the results counts each image once.
+    """
+    batches = [
+        list(range(start, min(start + batch_size, images)))
+        for start in range(0, images, batch_size)
+    ]
+    rounds = -(-len(batches) // processes)
+    own = batches[process::processes]
+    return own + batches[:1] * (rounds - len(own))

@@ -166,13 +166,16 @@ class Backbone(nn.Module, ABC):
 def _run_and_run_again(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _without_statistics(block)
+    return nullcontext(), without_statistics(block)
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """A block that runs again must not count its batch in BatchNorm's running statistics again."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+def without_statistics(module: nn.Module) -> Iterator[None]:
+    """What runs here is not counted in BatchNorm's running statistics.
+
+    For a block that runs again in the backward pass, and for all but one virtual rank of a step.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

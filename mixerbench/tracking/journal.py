@@ -18,11 +18,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mixerbench.errors import TrainingStopped
+
 FILE_NAME = "journal.jsonl"
 Record = dict[str, Any]
+
+
+class JournalError(TrainingStopped, OSError):
+    """The journal cannot be written: what a run measured from here on would be lost."""
 
 
 class Journal:
@@ -30,6 +37,10 @@ class Journal:
 
     Opening an existing one continues it. Metrics that it holds already, key by key up to
     their last step, are not written again: a resumed run repeats its last steps exactly.
+
+    Raises:
+        JournalError: from every method that writes, if the disk does not take the record. The
+            journal is as if it had never been asked for, and can be continued.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,8 +76,8 @@ class Journal:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         new = {k: float(v) for k, v in values.items() if step > self._last_step.get(k, -1)}
         if new:
-            self._last_step.update(dict.fromkeys(new, step))
             self._write({"kind": "metrics", "step": step, "values": new})
+            self._last_step.update(dict.fromkeys(new, step))
 
     def age_seconds(self) -> int:
         """Since the first record."""
@@ -77,18 +88,57 @@ class Journal:
         self._write({"kind": "artifact", "path": name, "folder": folder})
 
     def end(self, status: str) -> None:
-        self._write({"kind": "end", "status": status})
+        """The last word of this process: everything is on the disk when this returns."""
+        try:
+            self._write({"kind": "end", "status": status})
+            with self._explained():
+                os.fsync(self._file)
+        except JournalError:
+            if status == "FINISHED":
+                raise
+            # Else the run ends by another error, which this one must not hide.
 
     def close(self) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        with suppress(OSError):  # end() has said it
+            os.close(self._file)
 
     def _write(self, record: Record) -> None:
         line = json.dumps({"time": int(time.time() * 1000), **record}) + "\n"
         with self._lock:
-            os.write(self._file, line.encode())
+            with self._explained():
+                self._append(line.encode())
             for listener in self._listeners:
                 listener(record)
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or nothing: a disk that becomes full takes the beginning of one."""
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JournalError(
+                f"cannot write the journal {self.path} ({error.strerror}): make room for it, "
+                f"then continue with run.resume={self.path.parent}"
+            ) from None
+
+
+class Silence(Journal):
+    """The journal of a process that leaves the writing to another one."""
+
+    def __init__(self) -> None:
+        self._last_step = {}
+
+    def _write(self, record: Record) -> None:
+        pass
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:

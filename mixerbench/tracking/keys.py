@@ -24,6 +24,7 @@ class Tag:
     SEED: Final = "mixerbench.seed"
     SYNTHETIC: Final = "mixerbench.synthetic"  # "true": random images, accuracy means nothing
     HARDWARE: Final = "mixerbench.hardware"  # "2 x Intel Xeon ... · torch 2.15.0 · fp32"
+    PROCESSES: Final = "mixerbench.processes"  # that trained it together, one per device
     GIT_COMMIT: Final = "mixerbench.git.commit"
     GIT_DIRTY: Final = "mixerbench.git.dirty"
     COMMAND: Final = "mixerbench.command"
@@ -65,6 +66,7 @@ class Metric:
     TRAINING_SECONDS: Final = "final/training_seconds"  # validation and measuring not included
     IMAGES_SEEN: Final = "final/images_seen"
     BEST_TOP1: Final = "best/top1"
+    CORRUPT_IMAGES: Final = "data/corrupt_images"  # of both splits, replaced by others
 
     PARAMETERS: Final = "measure/parameters"
     GMACS: Final = "measure/gmacs"  # 1e9 multiply-adds of one image's forward pass
@@ -85,6 +87,8 @@ class Artifact:
     MODEL: Final = "model.safetensors"
     EMA: Final = "ema.safetensors"
     PLUGINS: Final = "plugins"
+    NON_FINITE: Final = "non_finite.json"  # the micro-batch whose loss was no number
+    CORRUPT: Final = "corrupt_images.txt"  # files that could not be read, and why
 
 
 class Prediction:

@@ -3,16 +3,14 @@
 import http.client
 import logging
 import os
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixerbench.errors import UserError
 from mixerbench.tracking.views import experiment_tags
-
-if TYPE_CHECKING:
-    pass
 
 _SQLITE = "sqlite:///"
 _SCHEMES = ("postgresql", "mysql", "mssql", "databricks")
@@ -33,8 +31,8 @@ def resolve_uri(uri: str | None) -> str:
 def check_reachable(uri: str, timeout_seconds: float) -> None:
     """Refuse a store that cannot be written to, before any training is done.
 
-    Cheap: MLflow itself takes seconds to import, so a server is asked for its health, and
-    of a SQLite file the folder and the first bytes are looked at.
+    Cheap: MLflow itself takes seconds to import, so a server is asked for its health and one
+    experiment, and of a SQLite file the folder and the first bytes are looked at.
 
     Raises:
         UserError: it does not answer, or is no store.
@@ -42,9 +40,10 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
     hint = "or train with tracking.offline=true and upload later with 'mixerbench sync'."
     if uri.startswith(("http://", "https://")):
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds).close()
+            _ask_server(uri.rstrip("/"), timeout_seconds)
         except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", error)).strip()
+            status = isinstance(error, urllib.error.HTTPError)
+            reason = str(error if status else getattr(error, "reason", error)).strip()
             raise UserError(
                 f"the MLflow server {uri} does not answer ({reason}): "
                 f"start it, set tracking.uri, {hint}"
@@ -71,6 +70,16 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
         )
 
 
+def _ask_server(uri: str, timeout_seconds: float) -> None:
+    urllib.request.urlopen(f"{uri}/health", timeout=timeout_seconds).close()
+    search = f"{uri}/api/2.0/mlflow/experiments/search?max_results=1"
+    try:  # a server calls itself healthy also when its database is gone
+        urllib.request.urlopen(search, timeout=timeout_seconds).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise  # else it wants a password, which MLflow's own client knows
+
+
 class Store:
     """A connection to MLflow through its public client; imports MLflow.
 
@@ -90,8 +99,11 @@ class Store:
 
         self.uri = uri
         if uri.startswith(_SQLITE):
+            path = Path(uri.removeprefix(_SQLITE))
             # Processes that make a new SQLite store at the same time break each other.
-            with FileLock(uri.removeprefix(_SQLITE) + ".lock"):
+            with FileLock(f"{path}.lock"):
+                if not path.exists() or path.stat().st_size == 0:
+                    _make(path)
                 self.client: MlflowClient = MlflowClient(uri)
                 self.client.search_experiments(max_results=1)
         else:
@@ -122,3 +134,17 @@ class Store:
             for key, value in experiment_tags(protocol, description, identifier).items():
                 self.client.set_experiment_tag(identifier, key, value)
         return identifier
+
+
+def _make(path: Path) -> None:
+    """A new SQLite store, whole or not at all.
+
+    MLflow makes its tables in many steps. Killed between two of them, it leaves a store that
+    nobody can open again, so it works beside the place.
+    """
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.new-", dir=path.parent) as folder:
+        new = Path(folder) / path.name
+        MlflowClient(f"{_SQLITE}{new}").search_experiments(max_results=1)
+        os.replace(new, path)

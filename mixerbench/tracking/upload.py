@@ -8,10 +8,12 @@ every batch; a failing server is asked again later and never makes training wait
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from mixerbench.config.schema import Tracking
 from mixerbench.tracking.journal import FILE_NAME, Record, read
@@ -30,18 +32,20 @@ _MAX_PAUSE_SECONDS = 60.0
 
 
 class Upload:
-    """Brings the journal of one run folder to MLflow."""
+    """Brings the journal of one run folder to MLflow.
+
+    Any number of processes may do so at once, ``mixerbench sync`` beside the run itself.
+    """
 
     def __init__(self, folder: Path, tracking: Tracking) -> None:
         self.folder = folder
         self._tracking = tracking
         self._store: Store | None = None
         self._run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text())
-        cursor = folder / CURSOR_FILE
-        state = json.loads(cursor.read_text()) if cursor.exists() else {}
-        self._offset: int = state.get("offset", 0)
-        self.uri: str = state.get("uri") or resolve_uri(tracking.uri)
-        self.run_id: str | None = state.get("run_id")
+        self._offset = 0
+        self.uri = resolve_uri(tracking.uri)
+        self.run_id: str | None = None
+        self._recall()
 
     def is_complete(self) -> bool:
         return next(read(self.folder / FILE_NAME, self._offset), None) is None
@@ -52,10 +56,13 @@ class Upload:
         Raises:
             Exception: whatever MLflow raises; what was sent before stays sent.
         """
-        for records, offset in _batches(read(self.folder / FILE_NAME, self._offset)):
-            self._send(records)
-            self._offset = offset
-            self._remember()
+        # Two at once would each make an MLflow run. A process that dies leaves the lock open.
+        with FileLock(self.folder / f"{CURSOR_FILE}.lock"):
+            self._recall()
+            for records, offset in _batches(read(self.folder / FILE_NAME, self._offset)):
+                self._send(records)
+                self._offset = offset
+                self._remember()
 
     def _send(self, records: list[Record]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -86,9 +93,10 @@ class Upload:
                 client.update_run(run_id, status="RUNNING")
             elif record["kind"] == "end":
                 client.set_terminated(run_id, record["status"], record["time"])
+                self._delete_doubles(client, run_id)
 
     def _connect(self, start_time: int) -> tuple[Any, str]:
-        if self._store is None:
+        if self._store is None or self._store.uri != self.uri:
             self._store = Store(self.uri, self._tracking.timeout_seconds)
         client = self._store.client
         if self.run_id is None:
@@ -97,11 +105,9 @@ class Upload:
                 run["experiment"], run["protocol"], run["description"]
             )
             # A run that was made just before this process died is found again.
-            found = client.search_runs(
-                [experiment], f"tags.`{_UID_TAG}` = '{run['uid']}'", max_results=1
-            )
+            found = self._find(client, experiment)
             self.run_id = (
-                found[0].info.run_id
+                found[0]
                 if found
                 else client.create_run(
                     experiment, start_time, {_UID_TAG: run["uid"]}, run["name"]
@@ -110,11 +116,34 @@ class Upload:
             self._remember()
         return client, self.run_id
 
+    def _find(self, client: Any, experiment: str) -> list[str]:
+        """The MLflow runs that were made for this folder."""
+        found = client.search_runs([experiment], f"tags.`{_UID_TAG}` = '{self._run['uid']}'")
+        return [run.info.run_id for run in found]
+
+    def _delete_doubles(self, client: Any, run_id: str) -> None:
+        """A server that was too slow made an empty run for every time that it was asked."""
+        for other in self._find(client, client.get_run(run_id).info.experiment_id):
+            if other != run_id:
+                client.delete_run(other)
+
+    def _recall(self) -> None:
+        """Go on where this process or another one has come to."""
+        try:
+            state = json.loads((self.folder / CURSOR_FILE).read_text())
+        except (FileNotFoundError, ValueError):
+            return  # never written, or emptied by a crash: what is there already is found
+        self._offset = max(self._offset, state["offset"])
+        self.uri = state["uri"]
+        self.run_id = state["run_id"]
+
     def _remember(self) -> None:
         state = {"uri": self.uri, "run_id": self.run_id, "offset": self._offset}
         part = self.folder / f"{CURSOR_FILE}.part"
-        part.write_text(json.dumps(state))
-        os.replace(part, self.folder / CURSOR_FILE)
+        # A full disk is no reason to stop: from an old cursor, more is sent than needed.
+        with suppress(OSError):
+            part.write_text(json.dumps(state))
+            os.replace(part, self.folder / CURSOR_FILE)
 
 
 class BackgroundUpload:
@@ -124,6 +153,7 @@ class BackgroundUpload:
         self._upload = Upload(folder, tracking)
         self._every = tracking.upload_every_seconds
         self._closing = threading.Event()
+        self._given_up = threading.Event()
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="mixerbench-upload", daemon=True)
         self._thread.start()
@@ -132,6 +162,7 @@ class BackgroundUpload:
         """Send the rest; False if the store did not take it in time (``error`` says why)."""
         self._closing.set()
         self._thread.join(timeout_seconds)
+        self._given_up.set()
         return not self._thread.is_alive() and self.error is None
 
     def _work(self) -> None:
@@ -145,10 +176,8 @@ class BackgroundUpload:
             except Exception as error:  # whatever MLflow raises, training goes on
                 self.error = error
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
-            if closing:
-                if self.error is None:
-                    return
-                time.sleep(min(self._every, 1.0))  # close() decides how long this may go on
+            if closing and (self.error is None or self._given_up.wait(min(self._every, 1.0))):
+                return
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

@@ -5,6 +5,7 @@ in ``.safetensors`` was whole once. A checksum of header and tensors finds what 
 copy has done to it since.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -29,16 +30,26 @@ class DamagedError(ValueError):
 
 
 def save(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and a JSON-able ``header`` atomically."""
+    """Write ``tensors`` and a JSON-able ``header`` atomically.
+
+    Raises:
+        OSError: there is no room for it; nothing is left of the attempt.
+    """
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     apart, text = _apart(tensors), json.dumps(header)
     metadata = {_HEADER: text, _CHECKSUM: _checksum(text, apart)}
-    save_file(apart, str(part), metadata=metadata)
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
+    try:
+        save_file(apart, str(part), metadata=metadata)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        # safetensors has the reason in its words only
+        full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
     os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

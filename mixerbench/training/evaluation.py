@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from mixerbench.data.images import Images
 from mixerbench.data.loader import Item
-from mixerbench.devices import autocast
+from mixerbench.devices import autocast, weight_dtype
 from mixerbench.tracking.keys import Prediction
+from mixerbench.training.group import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Evaluation:
     top5: float
     loss: float
     indices: Tensor
+    sources: Tensor  # the image that was read: another one where an image cannot be
     targets: Tensor
     predicted: Tensor
     confidence: Tensor
@@ -53,18 +55,22 @@ def evaluate(
     loader: DataLoader[Item],
     device: torch.device,
     precision: str,
+    group: Group = ALONE,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Run all images of ``loader`` through ``model`` in evaluation mode.
+    """Run all images through ``model`` in evaluation mode.
 
     Args:
+        loader: this process's share of the images.
+        group: the processes that have the others; all get the whole result.
         between_batches: called after each batch; what it raises passes through.
     """
+    dtype = weight_dtype(precision)
     was_training = model.training
     model.eval()
     columns: list[tuple[Tensor, ...]] = []
-    for images, targets, indices in loader:
-        images = images.to(device, non_blocking=True)
+    for images, targets, indices, sources in loader:
+        images = images.to(device, dtype, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = model(images)
@@ -75,6 +81,7 @@ def evaluate(
         columns.append(
             (
                 indices,
+                sources,
                 targets,
                 predicted,
                 confidence,
@@ -85,19 +92,33 @@ def evaluate(
         )
         between_batches()
     model.train(was_training)
-    *per_image, losses = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
-    indices, targets, predicted, confidence, probability, in_top5 = per_image
+    own = [torch.cat(column).cpu() for column in zip(*columns, strict=True)]
+    everybodys = [torch.cat(column) for column in zip(*group.gather(own), strict=True)]
+    indices, first = _first_of_each(everybodys[0])
+    sources, targets, predicted, confidence, probability, in_top5, losses = (
+        column[first] for column in everybodys[1:]
+    )
     return Evaluation(
         top1=_percent(predicted == targets),
         top5=_percent(in_top5),
         loss=losses.double().mean().item(),
         indices=indices,
+        sources=sources,
         targets=targets,
         predicted=predicted,
         confidence=confidence,
         target_probability=probability,
         in_top5=in_top5,
     )
+
+
+def _first_of_each(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values, sorted, and where each stands: a batch may have come twice."""
+    order = indices.argsort(stable=True)
+    values = indices[order]
+    new = torch.ones_like(values, dtype=torch.bool)
+    new[1:] = values[1:] != values[:-1]
+    return values[new], order[new]
 
 
 def _percent(correct: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import time
 import uuid
@@ -31,21 +32,13 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
     """The folder to train in, and its lock against a second process: a context to leave.
 
     ``run.resume`` decides: a new folder, the newest unfinished one of these settings, or
-    the one that it names.
+    the one that it names. A launch that has been restarted goes on with its own.
 
     Raises:
         UserError: the named folder holds another run, a finished one, or is in use.
     """
     identity = identity_of(settings)
-    resume = settings.run.resume
-    folder = None
-    if resume == "auto":
-        folder = _newest_unfinished(Path(settings.run.root), identity)
-    elif resume != "never":
-        folder = Path(resume)
-        _check_resumable(folder, identity)
-    if folder is None:
-        folder = _new_folder(settings, identity)
+    folder = _to_continue(settings, identity) or _new_folder(settings, identity)
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
@@ -80,11 +73,18 @@ def _new_folder(settings: Settings, identity: dict[str, Any]) -> Path:
     raise UserError(f"{parent} has a hundred runs called {name}: remove some.")
 
 
+def _launch_id() -> str | None:
+    """What torch's elastic agent calls this launch, the same after a restart; None without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name == "none" else name  # torchrun's default, which is nobody's own
+
+
 def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> None:
     protocol = settings.protocol
     content = {
         **identity,
         "uid": uuid.uuid4().hex,
+        "launch": _launch_id(),
         "name": f"{settings.label}-seed{settings.run.seed}",
         "label": settings.label,
         "experiment": settings.tracking.experiment or f"mixerbench-{protocol.name}",
@@ -92,6 +92,21 @@ def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> Non
         "description": protocol.description,
     }
     (folder / RUN_FILE).write_text(json.dumps(content, indent=2))
+
+
+def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
+    root, resume, launch = Path(settings.run.root), settings.run.resume, _launch_id()
+    if launch is not None:
+        own = _newest_unfinished(root, {**identity, "launch": launch})
+        if own is not None:
+            return own
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return _newest_unfinished(root, identity)
+    folder = Path(resume)
+    _check_resumable(folder, identity)
+    return folder
 
 
 def _newest_unfinished(root: Path, identity: dict[str, Any]) -> Path | None:

@@ -1,7 +1,9 @@
 """The training loop: read it top to bottom, it is all that happens in a run."""
 
+import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Settings
+from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
 from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Splits
 from mixerbench.data.loader import eval_loader, train_loader
-from mixerbench.devices import autocast, choose_device, grad_scaler
-from mixerbench.errors import Preempted, TrainingStopped
+from mixerbench.data.order import SampleOrder
+from mixerbench.devices import autocast, grad_scaler, weight_dtype
+from mixerbench.errors import Preempted, TrainingStopped, UserError
 from mixerbench.models import create_model
+from mixerbench.models.backbone import without_statistics
 from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import (
@@ -25,9 +30,11 @@ from mixerbench.recipe.optimization import (
     set_batch_norm_momentum,
 )
 from mixerbench.tracking.journal import Journal
-from mixerbench.tracking.keys import Metric
+from mixerbench.tracking.keys import Artifact, Metric
 from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.evaluation import Evaluation, evaluate
+from mixerbench.training.group import Group
+from mixerbench.training.parallel import distribute, own_part
 from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.state import TrainingState
 
@@ -40,6 +47,7 @@ class Result:
     ema: nn.Module
     final: Evaluation
     final_ema: Evaluation
+    corrupt: tuple[CorruptImages, CorruptImages]  # train, val
 
 
 def build_model(settings: Settings, num_classes: int) -> nn.Module:
@@ -79,46 +87,70 @@ def train(
     about: dict[str, Any],
     journal: Journal,
     preemption: Preemption,
+    group: Group,
 ) -> Result:
     """Train, or continue from the newest checkpoint in ``folder``.
 
     Args:
-        model: freshly initialised, on any device.
+        model: freshly initialised, on any device, the same in all processes.
         teacher: what the recipe distils from, or None.
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
         preemption: asked after each step and each batch of an evaluation.
+        group: the processes of the run; the first one writes to ``folder`` and ``journal``.
 
     Raises:
         Preempted: it said so; the state of the last step is saved.
-        TrainingStopped: the loss is no longer a number.
+        TrainingStopped: the loss is no longer a number, too many images cannot be read, or
+            there is no room for a checkpoint.
         UserError: the checkpoint belongs to another run.
     """
     protocol, run = settings.protocol, settings.run
     recipe = protocol.recipe
     classes = len(splits.train.classes)
-    device = choose_device(run.device)
+    device, dtype = group.device(run.device), weight_dtype(run.precision)
     torch.set_num_threads(run.threads)
 
     # Everything that varies is an object made here; the loop below has no cases.
-    model.to(device)
+    model.to(device, dtype)
     set_batch_norm_momentum(recipe, model)
+    ema = create_ema(recipe, model)
+    images_shape = (recipe.batch.micro_batch_size, 3, protocol.image_size, protocol.image_size)
+    example = torch.zeros(images_shape, device=device, dtype=dtype)
+    forward = distribute(model, ema.module, run, group, example)
     optimizer = create_optimizer(recipe, model)
-    state = TrainingState(model, create_ema(recipe, model), optimizer, grad_scaler(device, run))
-    loss_of = DistillationLoss(create_loss(recipe), teacher, recipe.distillation).to(device)
+    state = TrainingState(model, ema, optimizer, grad_scaler(device, run))
+    loss_of = DistillationLoss(create_loss(recipe), teacher, recipe.distillation).to(device, dtype)
     mixup = create_mixup(recipe, classes)
-    batches, order = train_loader(splits.train, protocol, run, device)
+    batches, order = train_loader(splits.train, protocol, run, device, group.rank, group.size)
     rates = LearningRate(recipe, optimizer, order.steps_per_epoch)
-    validation = eval_loader(splits.val, protocol, run, device)
-    forward = torch.compile(model) if run.compile else model
-    watch = _Watch(splits)
+    validation = eval_loader(splits.val, protocol, run, device, group.rank, group.size)
+    corrupt = CorruptImages(splits.train, "train", protocol.data.max_corrupt)
+    corrupt_val = CorruptImages(splits.val, "val", protocol.data.max_corrupt)
+    watch = _Watch(splits, order, group, corrupt, folder)
 
     saved = state.load_newest(folder / CHECKPOINTS, about["identity"])
     progress = state.progress
+    if len(set(group.gather(progress.step))) > 1:
+        raise UserError(
+            f"the machines do not see the same checkpoints in {folder}: set run.root to a folder "
+            "that all of them share."
+        )
+    corrupt.restore(progress.corrupt)
     steps = order.steps_per_epoch
     journal.start(settings.label, recipe.epochs * steps)
 
+    def save() -> Path:
+        progress.unlogged = watch.losses(progress.step, saved)
+        progress.corrupt = corrupt.indices
+        _check_weights(model, progress.step, saved, group)
+        return state.save(folder / CHECKPOINTS, about, run.keep_checkpoints, group)
+
     def validate() -> tuple[Evaluation, Evaluation]:
-        return _validate(state, validation, device, run.precision, journal, preemption)
+        group.share_buffers(model, ema.module)
+        both = _validate(state, validation, device, run.precision, journal, preemption, group)
+        corrupt_val.add(both[0].indices, both[0].sources)
+        _check_corrupt(corrupt_val, folder, group)
+        return both
 
     def is_due(done: int) -> bool:
         return done % run.evaluate_every_epochs == 0 and 0 < done < recipe.epochs
@@ -140,27 +172,33 @@ def train(
             for _ in range(progress.step % steps, steps):
                 rate = rates.set(progress.step)
                 optimizer.zero_grad(set_to_none=True)
-                for rank in range(order.virtual_ranks):
-                    images, targets, indices = next(micro_batches)
-                    images = images.to(device, non_blocking=True)
+                for rank in order.own_ranks:
+                    images, targets, indices, sources = next(micro_batches)
+                    corrupt.add(indices, sources)
+                    images = images.to(device, dtype, non_blocking=True)
                     targets = targets.to(device, non_blocking=True)
                     seed_generators("step", run.seed, progress.step, rank)
                     if mixup is not None:
                         images, targets = mixup(images, targets)
-                    with autocast(device, run.precision):
-                        loss = loss_of(images, forward(images), targets) / order.virtual_ranks
-                    state.scaler.scale(loss).backward()
-                    watch.add(loss, indices)
+                    # Batch statistics are those of the first virtual rank, as under DDP.
+                    statistics = nullcontext() if rank == 0 else without_statistics(model)
+                    with statistics, autocast(device, run.precision):
+                        logits = forward(images, rank == order.own_ranks[-1])
+                        loss = loss_of(images, logits, targets)
+                    # The mean over processes of the sum over theirs is the mean of all ranks.
+                    share = group.size / order.virtual_ranks
+                    state.scaler.scale(loss * share).backward()
+                    watch.add(loss)
                 if recipe.optimizer.clip_grad_norm is not None:
                     state.scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_grad_norm)
                 state.scaler.step(optimizer)
                 state.scaler.update()
-                state.ema.update(model)
+                ema.update(model)
                 progress.step += 1
 
                 if progress.step % run.log_every_steps == 0 or progress.step % steps == 0:
-                    metrics = watch.read(progress.step, saved, order.virtual_ranks)
+                    metrics = watch.read(progress.step, saved)
                     metrics[Metric.LEARNING_RATE] = rate
                     metrics[Metric.EPOCH] = progress.step / steps
                     journal.metrics(progress.step, metrics)
@@ -168,19 +206,18 @@ def train(
                 progress.training_seconds += now - started
                 started = now
                 preemption.check()
+                if run.checkpoint_every_steps and progress.step % run.checkpoint_every_steps == 0:
+                    saved = save()
 
             done = epoch + 1
             if is_due(done):
                 validate()
             if done % run.checkpoint_every_epochs == 0 or done == recipe.epochs:
-                _check_weights(model, progress.step, saved)
-                saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+                saved = save()
 
         final, final_ema = validate()
     except StopRequested as signal:
-        progress.unlogged = watch.losses(progress.step, saved, order.virtual_ranks)
-        _check_weights(model, progress.step, saved)
-        saved = state.save(folder / CHECKPOINTS, about, run.keep_checkpoints)
+        saved = save()
         raise Preempted(
             f"told to stop ({signal}): the state of step {progress.step} is saved. "
             f"Continue with run.resume={folder}"
@@ -198,7 +235,7 @@ def train(
             Metric.IMAGES_SEEN: progress.step * recipe.batch.size,
         },
     )
-    return Result(model, state.ema.module, final, final_ema)
+    return Result(model, ema.module, final, final_ema, (corrupt, corrupt_val))
 
 
 def _validate(
@@ -208,11 +245,12 @@ def _validate(
     precision: str,
     journal: Journal,
     preemption: Preemption,
+    group: Group,
 ) -> tuple[Evaluation, Evaluation]:
     """Evaluate the weights and their moving average; DeiT's code keeps the latter unseen."""
     progress = state.progress
-    plain = evaluate(state.model, loader, device, precision, preemption.check)
-    ema = evaluate(state.ema.module, loader, device, precision, preemption.check)
+    plain = evaluate(state.model, loader, device, precision, group, preemption.check)
+    ema = evaluate(state.ema.module, loader, device, precision, group, preemption.check)
     progress.best_top1 = max(progress.best_top1, plain.top1)
     progress.evaluated = progress.step
     journal.metrics(
@@ -229,13 +267,24 @@ def _validate(
     return plain, ema
 
 
-def _check_weights(model: nn.Module, step: int, saved: Path | None) -> None:
+def _check_weights(model: nn.Module, step: int, saved: Path | None, group: Group) -> None:
     """A gradient that is no number spoils weights after a loss that was one: do not save them."""
-    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
-    if not finite.all():
+    finite = torch.stack([own_part(p.detach()).isfinite().all() for p in model.parameters()])
+    if group.largest(int(not finite.all())):
         raise TrainingStopped(
             f"weights became infinite or no numbers by step {step}. {_advice(saved)}"
         )
+
+
+def _check_corrupt(corrupt: CorruptImages, folder: Path, group: Group) -> None:
+    """Stop, and list the images that cannot be read, if they are too many."""
+    try:
+        corrupt.check()
+    except TooManyCorruptError as error:
+        path = folder / Artifact.CORRUPT
+        if group.is_first:
+            path.write_text(corrupt.report(), encoding="utf-8")
+        raise TrainingStopped(f"{error} All of them are in {path}.") from None
 
 
 def _advice(saved: Path | None) -> str:
@@ -253,47 +302,53 @@ class _Watch:
     are saved: every epoch ends with a log line.
     """
 
-    def __init__(self, splits: Splits) -> None:
-        self._splits = splits
+    def __init__(
+        self,
+        splits: Splits,
+        order: SampleOrder,
+        group: Group,
+        corrupt: CorruptImages,
+        folder: Path,
+    ) -> None:
+        self._splits, self._order, self._group = splits, order, group
+        self._corrupt, self._folder = corrupt, folder
         self.start()
 
-    def add(self, loss: Tensor, indices: Tensor) -> None:
+    def add(self, loss: Tensor) -> None:
+        """The loss of one micro-batch of this process."""
         self._losses.append(loss.detach())
-        self._indices.append(indices)
 
-    def losses(self, step: int, saved: Path | None, virtual_ranks: int) -> list[float]:
-        """The losses that are not in the log yet.
+    def losses(self, step: int, saved: Path | None) -> list[float]:
+        """The losses of all virtual ranks that are not in the log yet, step by step.
 
         Raises:
-            TrainingStopped: one is not finite; names the step and its images.
+            TrainingStopped: one is not finite; its step and images are written down and named.
+                Or more images cannot be read than the protocol allows.
         """
-        if not self._losses:
-            return self._before
-        losses = torch.stack(self._losses).double().cpu()
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            place = int(bad[0])
-            steps = len(losses) // virtual_ranks
-            names = [self._splits.train.name(i) for i in self._indices[place].tolist()]
-            raise TrainingStopped(
-                f"the loss became {losses[place].item()} at step "
-                f"{step - steps + place // virtual_ranks + 1}. Images of that micro-batch: "
-                f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}. "
-                f"{_advice(saved)}"
-            )
-        return [*self._before, *losses.tolist()]
+        own = torch.stack(self._losses).double().cpu() if self._losses else torch.empty(0)
+        own = own.view(-1, len(self._order.own_ranks))
+        everybodys = self._group.gather((own, self._corrupt.indices))
+        for _, indices in everybodys:
+            self._corrupt.merge(indices)
+        _check_corrupt(self._corrupt, self._folder, self._group)
+        losses = torch.cat([theirs for theirs, _ in everybodys], dim=1)
+        bad = (~losses.isfinite()).nonzero().tolist()
+        if bad:
+            place, rank = bad[0]
+            self._stop(step - len(losses) + place, rank, losses[place, rank].item(), saved)
+        return [*self._before, *losses.flatten().tolist()]
 
-    def read(self, step: int, saved: Path | None, virtual_ranks: int) -> dict[str, float]:
+    def read(self, step: int, saved: Path | None) -> dict[str, float]:
         """The mean loss and the speed since the last call.
 
         Raises:
-            TrainingStopped: a loss is not finite; names the step and its images.
+            TrainingStopped: as ``losses``.
         """
-        losses = torch.tensor(self.losses(step, saved, virtual_ranks), dtype=torch.float64)
+        losses = torch.tensor(self.losses(step, saved), dtype=torch.float64)
         now = time.perf_counter()
-        images = sum(len(indices) for indices in self._indices)
+        images = len(self._losses) / len(self._order.own_ranks) * self._order.batch_size
         metrics = {
-            Metric.TRAIN_LOSS: losses.sum().item() * virtual_ranks / len(losses),
+            Metric.TRAIN_LOSS: losses.mean().item(),
             Metric.TRAIN_IMAGES_PER_SECOND: images / (now - self._started),
         }
         self.start()
@@ -303,5 +358,24 @@ class _Watch:
         """Begin to count anew, with the losses that a stopped run had not logged."""
         self._before = list(before)
         self._losses: list[Tensor] = []
-        self._indices: list[Tensor] = []
         self._started = time.perf_counter()
+
+    def _stop(self, step: int, rank: int, loss: float, saved: Path | None) -> None:
+        epoch, place = divmod(step, self._order.steps_per_epoch)
+        images = [sample.image for sample in self._order.micro_batch(epoch, place, rank)]
+        names = [self._splits.train.name(image) for image in images]
+        path = self._folder / Artifact.NON_FINITE
+        content = {
+            "step": step + 1,
+            "epoch": epoch,
+            "virtual_rank": rank,
+            "loss": str(loss),
+            "images": dict(zip(images, names, strict=False)),  # an image may be there repeatedly
+        }
+        if self._group.is_first:
+            path.write_text(json.dumps(content, indent=2))
+        raise TrainingStopped(
+            f"the loss became {loss} at step {step + 1}. Images of that micro-batch: "
+            f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''} (all in {path.name}). "
+            f"{_advice(saved)}"
+        )

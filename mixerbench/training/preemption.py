@@ -3,8 +3,13 @@
 import signal
 import threading
 from types import FrameType
+from typing import Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class _Group(Protocol):
+    def largest(self, number: int) -> int: ...
 
 
 class StopRequested(Exception):  # noqa: N818 - it says what happened
@@ -15,14 +20,15 @@ class StopRequested(Exception):  # noqa: N818 - it says what happened
 
 
 class Preemption:
-    """A context that notes the signals; ``check`` raises once one has come.
+    """A context that notes the signals; ``check`` raises once one has come, to any of a group.
 
     Noting and not raising in the handler: an exception out of it could come in the middle of
     an update. Outside the main thread, where Python takes no handlers, nothing is noted.
     """
 
-    def __init__(self) -> None:
-        self._told: int | None = None
+    def __init__(self, group: "_Group | None" = None) -> None:
+        self._group = group
+        self._told = 0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Preemption":
@@ -44,5 +50,6 @@ class Preemption:
         Raises:
             StopRequested: names the signal.
         """
-        if self._told is not None:
-            raise StopRequested(self._told)
+        told = self._told if self._group is None else self._group.largest(self._told)
+        if told:
+            raise StopRequested(told)

@@ -73,6 +73,7 @@ class ProgressView:
                     total = self._totals.get(name, "?")
                     print(f"{name}: step {record['step']}/{total}, top-1 {top1}", file=sys.stderr)
 
-    def note(self, message: str) -> None:
-        """Print a line without breaking the bars."""
-        self._console.print(message, markup=False, highlight=False)
+    def ended(self, name: str, message: str) -> None:
+        """Say why the run ``name`` did not finish, if it did not, without breaking the bars."""
+        if message:
+            self._console.print(f"{name}: {message}", markup=False, highlight=False)

@@ -1,20 +1,22 @@
 """One run from its settings to its last record."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mixerbench.config.checks import check_processes
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
-from mixerbench.devices import choose_device
 from mixerbench.errors import Preempted, TrainingStopped, as_user_errors
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
@@ -22,18 +24,22 @@ from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
-from mixerbench.tracking.journal import FILE_NAME, Journal
+from mixerbench.tracking.journal import FILE_NAME, Journal, Silence
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import identity_of, open_folder
+from mixerbench.training.group import ALONE, Group
 from mixerbench.training.loop import Result, build_model, train
+from mixerbench.training.parallel import whole
 from mixerbench.training.preemption import Preemption
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
 from mixers.plan import plan_name
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -43,56 +49,107 @@ class Finished:
     folder: Path
     result: Result
 
+    def summary(self, settings: Settings) -> str:
+        """What a person wants to know of it, in three lines."""
+        final, ema = self.result.final, self.result.final_ema
+        return (
+            f"{settings.label}, seed {settings.run.seed}: top-1 {final.top1:.2f} % (EMA "
+            f"{ema.top1:.2f} %), top-5 {final.top5:.2f} %, {len(final.targets)} images\n"
+            f"{self.folder}\n'mixerbench leaderboard' compares it with other runs."
+        )
+
 
 def run_training(
-    settings: Settings, *, on_folder: Callable[[Path], None] = lambda folder: None
+    settings: Settings,
+    group: Group = ALONE,
+    *,
+    on_folder: Callable[[Path], None] = lambda folder: None,
 ) -> Finished:
     """Train, evaluate, measure and record one run.
 
     Args:
-        on_folder: called with the folder as soon as there is one.
+        group: this process among those that do it together.
+        on_folder: called with the folder as soon as there is one, by the first process.
 
     Raises:
         UserError: the settings do not fit the data, the machine or each other.
         TrainingStopped: training cannot go on; Preempted if it was told to stop.
     """
-    device = choose_device(settings.run.device)
+    if settings.protocol.data.download:  # one process does, before the others look
+        group.first(lambda: _open(settings) and None)
+    splits, model, teacher = group.together(lambda: _prepare(settings, group))
+
+    with ExitStack() as held:
+
+        def claim() -> Path:
+            folder, lock = open_folder(settings)
+            held.enter_context(lock)
+            on_folder(folder)
+            return folder
+
+        folder = group.first(claim)
+        about = {"identity": identity_of(settings), "settings": dataclasses.asdict(settings)}
+        device = group.device(settings.run.device)
+        with _recording(settings, folder) if group.is_first else nullcontext(Silence()) as journal:
+            if group.is_first:
+                _describe(settings, folder, device, group, journal)
+            with Preemption(group) as preemption, _out_of_memory(settings, device):
+                result = train(
+                    settings, splits, model, teacher, folder, about, journal, preemption, group
+                )
+            weights = {
+                name: {key: whole(tensor) for key, tensor in module.state_dict().items()}
+                for name, module in ((Artifact.MODEL, result.model), (Artifact.EMA, result.ema))
+            }
+            if group.is_first:
+                _keep(settings, splits, folder, result, weights, about, journal)
+                if settings.run.measure:
+                    _measure(settings, splits, weights[Artifact.MODEL], device, journal)
+    return Finished(folder, result)
+
+
+def _open(settings: Settings) -> Splits:
+    with as_user_errors():
+        return open_images(settings.protocol)
+
+
+def _prepare(settings: Settings, group: Group) -> tuple[Splits, nn.Module, nn.Module | None]:
+    """The images, the model and the teacher; the settings are complete after it.
+
+    Raises:
+        UserError: something does not fit, before there is a folder.
+    """
+    group.device(settings.run.device)
+    splits = _open(settings)
     with as_user_errors((ValueError, CountingError)):
+        check_processes(settings.protocol.recipe.batch, group.size)
         for plugin in settings.plugins:
             load_plugin(plugin)
-        splits = open_images(settings.protocol)
         _complete(settings, splits)
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
-        if settings.run.measure:  # an operator that cannot be counted fails now, not afterwards
-            count_macs(model, settings.protocol.image_size)
+        if settings.run.measure and group.is_first:
+            count_macs(model, settings.protocol.image_size)  # what cannot be counted fails now
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
         _try_names(settings, model)
-    if not settings.tracking.offline:
+    if not settings.tracking.offline and group.is_first:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
+    return splits, model, teacher
 
-    folder, lock = open_folder(settings)
-    with lock:
-        on_folder(folder)
+
+@contextmanager
+def _recording(settings: Settings, folder: Path) -> Iterator[Journal]:
+    """The journal of a run, shown on the terminal and uploaded meanwhile; says how it ended."""
+    tracking = settings.tracking
+    with _disk_full(folder):
         journal = Journal(folder / FILE_NAME)
-        upload = None if settings.tracking.offline else BackgroundUpload(folder, settings.tracking)
-        system = SystemMetrics(journal, settings.tracking.system_metrics_every_seconds)
+        upload = None if tracking.offline else BackgroundUpload(folder, tracking)
+        system = SystemMetrics(journal, tracking.system_metrics_every_seconds)
         status = "FAILED"
         try:
             with ProgressView(settings.run.progress) as view:
                 journal.listen(lambda record: view.show(settings.label, record))
-                _describe(settings, folder, device, journal)
-                about = {
-                    "identity": identity_of(settings),
-                    "settings": dataclasses.asdict(settings),
-                }
-                with Preemption() as preemption:
-                    result = train(
-                        settings, splits, model, teacher, folder, about, journal, preemption
-                    )
-                _keep(settings, splits, folder, result, about, journal)
-                if settings.run.measure:
-                    _measure(settings, result, device, journal)
+                yield journal
             status = "FINISHED"
         except Preempted:
             status = "KILLED"
@@ -102,11 +159,37 @@ def run_training(
             raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None
         finally:
             system.close()
-            journal.end(status)
+            with suppress(OSError):  # a full disk has been spoken of already
+                journal.end(status)
             journal.close()
-            if upload is not None and not upload.close(settings.tracking.flush_seconds):
+            if upload is not None and not upload.close(tracking.flush_seconds):
                 print(_not_uploaded(folder, upload.error), file=sys.stderr)
-    return Finished(folder, result)
+
+
+@contextmanager
+def _disk_full(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TrainingStopped(
+            f"cannot write to {folder} ({error.strerror or error}). What was written before is "
+            f"whole; make room and continue with run.resume={folder}"
+        ) from None
+
+
+@contextmanager
+def _out_of_memory(settings: Settings, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        micro = settings.protocol.recipe.batch.micro_batch_size
+        raise TrainingStopped(
+            f"{device} has no room for a micro-batch of {micro} images. These keep the protocol "
+            "and the result: run.grad_checkpointing=true, run.precision=bf16, or "
+            "run.parallel=fsdp with more devices. Continue with run.resume=auto."
+        ) from error
 
 
 def _complete(settings: Settings, splits: Splits) -> None:
@@ -149,7 +232,9 @@ def _try_names(settings: Settings, model: nn.Module) -> None:
             raise ValueError(f"protocol.{given}: timm does not take it ({reason}).") from None
 
 
-def _describe(settings: Settings, folder: Path, device: torch.device, journal: Journal) -> None:
+def _describe(
+    settings: Settings, folder: Path, device: torch.device, group: Group, journal: Journal
+) -> None:
     """Tags, parameters and files that say what the run is."""
     model, protocol = settings.model, settings.protocol
     identity = identity_of(settings)
@@ -166,6 +251,7 @@ def _describe(settings: Settings, folder: Path, device: torch.device, journal: J
         Tag.SEED: str(settings.run.seed),
         Tag.SYNTHETIC: str(protocol.data.source == "synthetic").lower(),
         Tag.HARDWARE: hardware_name(device, settings.run.precision),
+        Tag.PROCESSES: str(group.size),
         Tag.COMMAND: provenance.command(settings),
         Tag.RUN_DIR: str(folder),
         "mlflow.note.content": _note(settings),
@@ -221,21 +307,36 @@ def _keep(
     splits: Splits,
     folder: Path,
     result: Result,
+    weights: Mapping[str, Mapping[str, Tensor]],
     about: dict[str, Any],
     journal: Journal,
 ) -> None:
-    """Write the predictions and the final weights."""
+    """Write the predictions, the final weights, and what could not be read."""
     result.final.write_predictions(folder / Artifact.PREDICTIONS, splits.val)
     journal.artifact(folder / Artifact.PREDICTIONS)
-    for name, model in ((Artifact.MODEL, result.model), (Artifact.EMA, result.ema)):
-        checkpoint.save(folder / name, model.state_dict(), about)
+    for name, tensors in weights.items():
+        checkpoint.save(folder / name, tensors, about)
         if settings.tracking.upload_weights:
             journal.artifact(folder / name)
+    corrupt = sum(len(split.indices) for split in result.corrupt)
+    if corrupt:
+        report = "".join(split.report() for split in result.corrupt)
+        (folder / Artifact.CORRUPT).write_text(report, encoding="utf-8")
+        journal.artifact(folder / Artifact.CORRUPT)
+    journal.metrics(0, {Metric.CORRUPT_IMAGES: corrupt})
 
 
-def _measure(settings: Settings, result: Result, device: torch.device, journal: Journal) -> None:
+def _measure(
+    settings: Settings,
+    splits: Splits,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    journal: Journal,
+) -> None:
+    model = build_model(settings, len(splits.train.classes))
+    model.load_state_dict(weights)
     measures = measure_model(
-        result.model,
+        model.to(device),
         settings.protocol.image_size,
         num_classes=int(settings.protocol.data.num_classes or 0),
         batch_size=settings.run.measure_batch_size,

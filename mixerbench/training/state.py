@@ -9,8 +9,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mixerbench.errors import UserError
+from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.training import checkpoint
+from mixerbench.training.group import ALONE, Group
+from mixerbench.training.parallel import part_of, whole
 
 
 @dataclass
@@ -22,12 +24,14 @@ class Progress:
     best_top1: float = 0.0
     evaluated: int = 0  # the step of the last evaluation
     unlogged: list[float] = field(default_factory=list)  # losses since the last line of the log
+    corrupt: list[int] = field(default_factory=list)  # training images that could not be read
 
 
 class TrainingState:
     """Weights, their moving average, the optimizer, the loss scaler, and the progress.
 
-    There are no random states in it: every draw is a function of the seed and the step.
+    There are no random states in it: every draw is a function of the seed and the step. Nor
+    does a file of it tell how many processes wrote it, and how: any number can go on from it.
     """
 
     def __init__(
@@ -40,14 +44,23 @@ class TrainingState:
         self.model, self.ema, self.optimizer, self.scaler = model, ema, optimizer, scaler
         self.progress = Progress()
 
-    def save(self, folder: Path, about: dict[str, Any], keep: int) -> Path:
-        """Write a checkpoint of this step, ``about`` in its header; older than ``keep`` go."""
+    def save(self, folder: Path, about: dict[str, Any], keep: int, group: Group = ALONE) -> Path:
+        """Write a checkpoint of this step, ``about`` in its header; older than ``keep`` go.
+
+        Raises:
+            TrainingStopped: it cannot be written; the earlier ones are as they were.
+        """
         path = checkpoint.path_of(folder, self.progress.step)
         optimizer_tensors, optimizer_rest = _split(self.optimizer.state_dict())
+        parts = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": optimizer_tensors,
+        }
         tensors = {
-            **checkpoint.with_prefix("model", self.model.state_dict()),
-            **checkpoint.with_prefix("ema", self.ema.module.state_dict()),
-            **checkpoint.with_prefix("optimizer", optimizer_tensors),
+            name: whole(tensor)
+            for part, content in parts.items()
+            for name, tensor in checkpoint.with_prefix(part, content).items()
         }
         header = {
             **about,
@@ -55,8 +68,18 @@ class TrainingState:
             "optimizer": optimizer_rest,
             "scaler": self.scaler.state_dict(),
         }
-        checkpoint.save(path, tensors, header)
-        checkpoint.prune(folder, keep)
+
+        def write() -> None:
+            try:
+                checkpoint.save(path, tensors, header)
+            except OSError as error:
+                raise TrainingStopped(
+                    f"cannot write the checkpoint {path} ({error.strerror or error}). The earlier "
+                    f"ones are whole; make room and continue with run.resume={folder.parent}"
+                ) from None
+            checkpoint.prune(folder, keep)
+
+        group.first(write)
         return path
 
     def load_newest(self, folder: Path, identity: dict[str, Any]) -> Path | None:
@@ -96,11 +119,19 @@ class TrainingState:
                     f"{path} belongs to another run: its {key} is "
                     f"{header.get('identity', {}).get(key)!r}, this run's is {value!r}."
                 )
-        self.model.load_state_dict(checkpoint.under_prefix("model", tensors))
-        self.ema.module.load_state_dict(checkpoint.under_prefix("ema", tensors))
-        self.optimizer.load_state_dict(
-            _join(checkpoint.under_prefix("optimizer", tensors), header["optimizer"])
-        )
+        for part, module in (("model", self.model), ("ema", self.ema.module)):
+            own = module.state_dict()
+            content = checkpoint.under_prefix(part, tensors)
+            module.load_state_dict(
+                {name: part_of(tensor, own.get(name, tensor)) for name, tensor in content.items()}
+            )
+        optimizer = _join(checkpoint.under_prefix("optimizer", tensors), header["optimizer"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, values in optimizer["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    values[name] = part_of(value, parameters[number])
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(header["scaler"])
         self.progress = Progress(**header["progress"])
 

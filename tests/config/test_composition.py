@@ -17,7 +17,6 @@ from mixerbench.config.compose import (
     compose,
     compose_sweep,
     config_names,
-    launcher_jobs,
     part_catalog,
 )
 from mixerbench.config.schema import Recipe, Run, Settings, Tracking, build, flatten
@@ -219,7 +218,7 @@ def test_a_list_is_one_value_and_lists_can_be_swept() -> None:
     [("launcher.jobs=3", 3), ("launcher.jobs=null", None), ("run.seed=1", None)],
 )
 def test_launcher_jobs(argument: str, jobs: int | None) -> None:
-    assert launcher_jobs([argument]) == jobs
+    assert compose([argument]).launcher.jobs == jobs
 
 
 # --- labels ---------------------------------------------------------------------------------

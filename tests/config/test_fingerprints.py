@@ -21,10 +21,10 @@ from mixerbench.config.schema import (
 from mixerbench.training.folder import identity_of
 
 RECORDED = {
-    "digits": "7140d86a1cabc04a",
-    "imagenet_deit": "5eab83a8aae55dee",
-    "imagenet_lit": "de2dea1a3bd920d9",
-    "imagenet_sasa": "34e09504543aa828",
+    "digits": "ce677e8575776346",
+    "imagenet_deit": "f34a67bd543e530b",
+    "imagenet_lit": "1d4828c6337ede33",
+    "imagenet_sasa": "372571f6c2d4756f",
 }
 """Before data is opened, which fills in its digest. A change here closes every leaderboard of the
 protocol: change it only together with the protocol's own file, or PROTOCOL_VERSION."""
@@ -35,6 +35,7 @@ NOT_HASHED = {
     "patch_size",
     "data.root",
     "data.download",
+    "data.max_corrupt",
     "recipe.name",
     "recipe.distillation.teacher_checkpoint",
 }

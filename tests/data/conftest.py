@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mixerbench.config.schema import Protocol
+from mixerbench.data.images import open_images
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +77,20 @@ def folder(protocol, tree) -> Callable[..., Protocol]:
     def get(**fields: object) -> Protocol:
         plain = {"data__root": str(tree.root), "recipe__batch__size": 4}
         return protocol("folder", **plain | fields)
+
+    return get
+
+
+@pytest.fixture
+def decode(folder) -> Callable[..., Image.Image]:
+    """What a training image of that name becomes, such as ``flower/0.JPEG``."""
+
+    def get(name: str, **fields: object) -> Image.Image:
+        images = open_images(folder(**fields)).train
+        names = [images.name(index) for index in range(len(images.targets))]
+        image = images.load(names.index(name))
+        assert image.mode == "RGB"
+        return image
 
     return get
 

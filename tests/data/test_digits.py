@@ -69,8 +69,8 @@ def test_protocols_mean_and_deviation_are_those_of_the_pixels(splits, protocol):
 
 def test_models_see_32_pixels(splits, protocol):
     settings, cpu = protocol("digits"), torch.device("cpu")
-    images, targets, _ = next(iter(eval_loader(splits.val, settings, Run(), cpu)))
+    images, targets, *_ = next(iter(eval_loader(splits.val, settings, Run(), cpu)))
     assert (images.shape, targets.shape) == ((256, 3, 32, 32), (256,))
     loader, _ = train_loader(splits.train, settings, Run(), cpu)
-    images, _, _ = next(iter(loader))
+    images, *_ = next(iter(loader))
     assert images.shape == (settings.recipe.batch.micro_batch_size, 3, 32, 32)

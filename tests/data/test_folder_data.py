@@ -38,6 +38,7 @@ def test_jpeg_is_decoded_by_pillow(folder, tree):
     [
         ("L", "grey.jpg", 0),
         ("CMYK", "cmyk.jpg", 12),  # JPEG's own loss, at quality 100 and four inks
+        ("LA", "grey-alpha.png", 0),
         ("RGBA", "alpha.png", 0),
         ("P", "palette.png", 0),
         ("1", "bits.png", 0),
@@ -45,7 +46,7 @@ def test_jpeg_is_decoded_by_pillow(folder, tree):
 )
 def test_every_kind_of_image_becomes_rgb(mode, file, tolerance, folder, tree, crops):
     original = crops(5).convert(mode)
-    if mode == "RGBA":
+    if mode in ("LA", "RGBA"):
         original.putalpha(Image.linear_gradient("L").resize(original.size))
     path = tree.root / "train/flower" / file
     original.save(path, **({"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}))
@@ -109,14 +110,24 @@ def test_split_without_class_folders_is_refused(folder, tree, crops, refusal):
     assert f"{tree.root / 'val'} has no class folders: set protocol.data.root=" in message
 
 
-def test_class_folder_without_images_is_named(folder, tree, refusal):
-    for split in ("train", "val"):
-        (tree.root / split / "empty").mkdir()
-    (tree.root / "train" / "empty" / "notes.txt").write_text("no image")
+@pytest.mark.parametrize("content", [None, "notes.txt", "0.JPEG.part", "image.gif"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_class_folder_without_images_is_named(split, content, folder, tree, crops, refusal):
+    for other in {"train", "val"} - {split}:
+        tree.add(other, "empty", 1)
+    (tree.root / split / "empty").mkdir()
+    if content is not None:
+        crops(0).save(tree.root / split / "empty" / content, "GIF")
     message = refusal(lambda: open_images(folder()))
-    assert str(tree.root / "train") in message
+    assert str(tree.root / split) in message
     assert "classes empty" in message
     assert ".jpg" in message  # which files would do
+
+
+def test_split_without_any_image_is_refused(folder, tree, refusal):
+    for image in (tree.root / "val").rglob("*.JPEG"):
+        image.rename(image.with_suffix(".txt"))
+    assert "for the classes flower, temple" in refusal(lambda: open_images(folder()))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

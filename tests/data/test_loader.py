@@ -63,10 +63,10 @@ def test_batches_follow_the_order_that_is_returned(small):
     expected.start_at(2)
     batches = list(loader)
     assert len(batches) == 12
-    for (images, targets, indices), samples in zip(batches, expected, strict=True):
+    for (images, targets, indices, sources), samples in zip(batches, expected, strict=True):
         assert images.shape == (2, 3, 32, 32)
         assert images.dtype == torch.float32
-        assert indices.tolist() == [sample.image for sample in samples]
+        assert indices.tolist() == sources.tolist() == [sample.image for sample in samples]
         assert targets.tolist() == [splits.train.targets[sample.image] for sample in samples]
 
 
@@ -100,9 +100,9 @@ def test_samples_may_come_in_any_order(dataset):
     same = dataset()
     for sample in reversed(samples):
         disturb()
-        image, target, index = same[sample]
+        image, *rest = same[sample]
         assert torch.equal(image, forwards[sample][0])
-        assert (target, index) == forwards[sample][1:] == (sample.image % 5, sample.image)
+        assert tuple(rest) == forwards[sample][1:] == (sample.image % 5, sample.image, sample.image)
 
 
 def test_copies_epochs_and_seeds_are_augmented_differently(dataset):
@@ -117,15 +117,15 @@ def test_evaluation_sees_every_image_once_and_in_order(small):
     splits = open_images(protocol)
     run = Run(evaluation_batch_size=3, workers=0)
     batches = list(eval_loader(splits.val, protocol, run, CPU))
-    assert [len(images) for images, _, _ in batches] == [3, 3, 1]  # the last is not left out
-    images, targets, indices = (torch.cat(column) for column in zip(*batches, strict=True))
-    assert indices.tolist() == list(range(7))
+    assert [len(images) for images, *_ in batches] == [3, 3, 1]  # the last is not left out
+    images, targets, *indices = (torch.cat(column) for column in zip(*batches, strict=True))
+    assert [column.tolist() for column in indices] == 2 * [list(range(7))]
     assert targets.tolist() == list(splits.val.targets)
     pixels = torch.from_numpy(np.asarray(splits.val.load(4)) / 255.0).permute(2, 0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (protocol.data.mean, protocol.data.std))
     protocol.evaluation.crop_ratio = 1.0  # then nothing is resized
     loader = eval_loader(splits.val, protocol, run, CPU)
-    plain = torch.cat([images for images, _, _ in loader])
+    plain = torch.cat([images for images, *_ in loader])
     torch.testing.assert_close(plain[4].double(), (pixels - mean) / std, rtol=0, atol=1e-5)
     assert not torch.equal(plain, images)
 

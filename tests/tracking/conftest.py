@@ -11,11 +11,12 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from postgres import Postgres
 
 from mixerbench.config.schema import Tracking
 from mixerbench.tracking.journal import FILE_NAME
@@ -31,6 +32,25 @@ def _patient_client() -> None:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """Wait until a condition holds; fail if it does not come true in time."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
 def tracking(store_uri: str) -> Tracking:
     return Tracking(uri=store_uri)
 
@@ -39,8 +59,8 @@ def tracking(store_uri: str) -> Tracking:
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """A run's folder with the journal of the given records, one second apart."""
 
-    def make(*records: dict[str, Any]) -> Path:
-        folder = tmp_path / f"run-{uuid.uuid4().hex[:8]}"
+    def make(*records: dict[str, Any], below: Path = tmp_path) -> Path:
+        folder = below / f"run-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         about = {
             "uid": uuid.uuid4().hex,
@@ -60,6 +80,34 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+class Disk:
+    """A real file system of 64 KiB."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self) -> None:
+        """To the last page; files can still be made, but not written."""
+        with suppress(OSError), open(self._filler, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    def free(self) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    yield Disk(folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a journal may be open still
+
+
 def _free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -75,15 +123,16 @@ def closed_port() -> int:
 class Server:
     """``mlflow server`` with one worker, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store_uri: str) -> None:
         self._folder = folder
+        self._store_uri = store_uri
         self._port = _free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        store = f"sqlite:///{self._folder / 'server.db'}"
-        place = ["--backend-store-uri", store, "--artifacts-destination", str(self._folder / "a")]
+        artifacts = str(self._folder / "artifacts")
+        place = ["--backend-store-uri", self._store_uri, "--artifacts-destination", artifacts]
         address = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -104,14 +153,26 @@ class Server:
 
     def kill(self) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def postgres() -> Iterator[Postgres]:
+    """The database of ``server``."""
+    postgres = Postgres(_free_port())
+    try:
+        postgres.start()
+        yield postgres
+    finally:
+        postgres.remove()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), postgres.uri)
     try:
         server.start()
         yield server
@@ -135,7 +196,7 @@ def store_uri(request: pytest.FixtureRequest) -> str:
 
 
 class Proxy:
-    """Stands before a server and loses answers: the server has done what the client never hears."""
+    """Stands before a server and does to its answers what networks and tired servers do."""
 
     def __init__(self, uri: str) -> None:
         self._target = int(uri.rpartition(":")[2])
@@ -143,6 +204,16 @@ class Proxy:
         self.uri = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.lose: list[str] = []
         """Requests whose answer is lost, with its connection: each entry is part of one's path."""
+        self.fault: int | Literal["slow", "truncated", "silent"] | None = None
+        """Of all requests: a status that is answered instead of the server, an answer that is
+        late, of which the second half is missing, or that never comes."""
+        self.slow_seconds = 0.5
+        self.asked: list[str] = []
+        """The path of every request."""
+        self.answered: list[int] = []
+        """The status of every answer that the server gave and the client got."""
+        self.refused = 0
+        """Connections that the server did not take."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -154,33 +225,68 @@ class Proxy:
                 client, _ = self._socket.accept()
             except OSError:
                 return
-            upstream = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                upstream = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                self.refused += 1
+                client.close()
+                continue
             asked: list[str] = []
-            for source, sink in ((client, upstream), (upstream, client)):
+            for pump, source, sink in (
+                (self._pass_requests, client, upstream),
+                (self._pass_answers, upstream, client),
+            ):
                 threading.Thread(
-                    target=self._pump, args=(source, sink, asked, sink is client), daemon=True
+                    target=self._pump, args=(pump, source, sink, asked), daemon=True
                 ).start()
 
     def _pump(
-        self, source: socket.socket, sink: socket.socket, asked: list[str], answering: bool
+        self,
+        pump: Callable[[socket.socket, socket.socket, list[str]], None],
+        source: socket.socket,
+        sink: socket.socket,
+        asked: list[str],
     ) -> None:
-        try:
-            while data := source.recv(65536):
-                if not answering and data.startswith((b"GET ", b"POST ", b"PATCH ", b"PUT ")):
-                    asked.append(data.split(b" ", 2)[1].decode())
-                if answering and data.startswith(b"HTTP/1.1"):
-                    found = next((part for part in self.lose if part in asked[-1]), None)
-                    if found is not None:
-                        self.lose.remove(found)
-                        break
-                sink.sendall(data)
-        except OSError:
-            pass
+        with suppress(OSError):
+            pump(source, sink, asked)
         for end in (source, sink):
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+
+    def _pass_requests(
+        self, client: socket.socket, upstream: socket.socket, asked: list[str]
+    ) -> None:
+        fault = self.fault
+        while data := client.recv(65536):
+            if data.startswith((b"GET ", b"POST ", b"PATCH ", b"PUT ")):
+                asked.append(data.split(b" ", 2)[1].decode())
+                self.asked.append(asked[-1])
+                fault = self.fault
+                if isinstance(fault, int):
+                    client.sendall(
+                        f"HTTP/1.1 {fault} No\r\nRetry-After: 60\r\nContent-Length: 2\r\n"
+                        "Connection: close\r\n\r\n{}".encode()
+                    )
+            if not isinstance(fault, int) and fault != "silent":
+                upstream.sendall(data)
+
+    def _pass_answers(
+        self, upstream: socket.socket, client: socket.socket, asked: list[str]
+    ) -> None:
+        while data := upstream.recv(65536):
+            if data.startswith(b"HTTP/1.1"):
+                found = next((part for part in self.lose if part in asked[-1]), None)
+                if found is not None:
+                    self.lose.remove(found)
+                    return
+                if self.fault == "slow":
+                    time.sleep(self.slow_seconds)
+                if self.fault == "truncated":
+                    head, _, body = data.partition(b"\r\n\r\n")
+                    client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
+                    return
+                self.answered.append(int(data.split(b" ", 2)[1]))
+            client.sendall(data)
 
 
 @pytest.fixture

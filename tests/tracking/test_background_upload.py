@@ -17,6 +17,7 @@ from mixerbench.tracking.upload import BackgroundUpload, Upload
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mlflow warns about itself
 RunFolder = Callable[..., Path]
+WaitFor = Callable[..., None]
 Answering = Callable[[bytes | None], tuple[str, list[socket.socket]]]
 
 START = {"kind": "start", "label": "attention_micro", "total_steps": 1}
@@ -39,13 +40,11 @@ def in_background(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bac
     for folder, upload in started.items():
         (folder / FILE_NAME).unlink(missing_ok=True)  # nothing is left to send
         upload.close(30)
-    assert not [t for t in threading.enumerate() if t.name == "mixerbench-upload"]
+    assert not _uploading()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def _uploading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mixerbench-upload"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,22 +52,18 @@ def _mlflow_is_imported() -> None:
     import mlflow.store.tracking.rest_store  # noqa: F401  seconds, in which nothing is uploaded
 
 
-def _wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.01)
-
-
 @pytest.mark.usefixtures("impatient")
 def test_training_does_not_wait_for_a_server_that_hangs(
-    run_folder: RunFolder, in_background: Callable[..., BackgroundUpload], answering: Answering
+    run_folder: RunFolder,
+    in_background: Callable[..., BackgroundUpload],
+    answering: Answering,
+    wait_for: WaitFor,
 ) -> None:
     uri, connections = answering(None)
     folder = run_folder(START)
     journal = Journal(folder / FILE_NAME)
     upload = in_background(folder, uri=uri)
-    _wait_for(lambda: connections)  # it hangs from here on
+    wait_for(lambda: connections)  # it hangs from here on
     seconds = []
     for step in range(200):
         begin = time.perf_counter()
@@ -85,7 +80,10 @@ def test_training_does_not_wait_for_a_server_that_hangs(
 
 @pytest.mark.usefixtures("impatient")
 def test_closing_with_a_dead_server_keeps_its_time_and_says_why(
-    run_folder: RunFolder, in_background: Callable[..., BackgroundUpload], closed_port: int
+    run_folder: RunFolder,
+    in_background: Callable[..., BackgroundUpload],
+    closed_port: int,
+    wait_for: WaitFor,
 ) -> None:
     folder = run_folder(START)
     upload = in_background(folder, uri=f"http://127.0.0.1:{closed_port}")
@@ -95,6 +93,7 @@ def test_closing_with_a_dead_server_keeps_its_time_and_says_why(
     assert upload.error is not None
     assert str(closed_port) in str(upload.error)
     assert not Upload(folder, Tracking()).is_complete()  # for 'mixerbench sync'
+    wait_for(lambda: not _uploading())  # and leaves it to that
 
 
 def test_closing_sends_the_rest(
@@ -140,11 +139,12 @@ def test_a_server_that_comes_back_is_used_again(
     in_background: Callable[..., BackgroundUpload],
     flaky: type[_Flaky],
     monkeypatch: pytest.MonkeyPatch,
+    wait_for: WaitFor,
 ) -> None:
     monkeypatch.setattr(flaky, "failures", 3)
     upload = in_background(run_folder(START))
-    _wait_for(lambda: upload.error is not None)
-    _wait_for(lambda: upload.error is None)
+    wait_for(lambda: upload.error is not None)
+    wait_for(lambda: upload.error is None)
     assert len(flaky.calls) == 4
     assert upload.close(10) is True
 
@@ -154,10 +154,11 @@ def test_it_asks_a_failing_server_ever_more_rarely(
     in_background: Callable[..., BackgroundUpload],
     flaky: type[_Flaky],
     monkeypatch: pytest.MonkeyPatch,
+    wait_for: WaitFor,
 ) -> None:
     monkeypatch.setattr(flaky, "failures", 4)
     in_background(run_folder(START), upload_every_seconds=0.1)
-    _wait_for(lambda: len(flaky.calls) >= 5)
+    wait_for(lambda: len(flaky.calls) >= 5)
     pauses = [later - earlier for earlier, later in zip(flaky.calls, flaky.calls[1:], strict=False)]
     assert pauses[0] > 0.15
     assert pauses[2] > 0.6  # 0.1, doubled at each failure: 0.2, 0.4, 0.8

@@ -5,11 +5,13 @@ import math
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixerbench.errors import TrainingStopped
 from mixerbench.tracking.journal import FILE_NAME, Journal, Record, is_finished, read
 
 
@@ -219,3 +221,64 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(
     assert whole.startswith(kept)
     assert kept.count(b"\n") == whole[:cut].count(b"\n")
     assert kept == b"" or kept.endswith(b"\n")
+
+
+# --- a full disk ----------------------------------------------------------------------------
+
+
+def _write_until_the_disk_is_full(journal: Journal) -> int:
+    """The step that did not fit."""
+    for step in range(10_000):
+        try:
+            journal.metrics(step, {"train/loss": step / 7})
+        except OSError:
+            return step
+    pytest.fail("no disk is so large")
+
+
+def test_a_full_disk_stops_the_run_with_a_clear_error_and_the_journal_stays_whole(
+    small_disk: Any,
+) -> None:
+    path = small_disk.folder / FILE_NAME
+    journal = Journal(path)
+    heard: list[Record] = []
+    journal.listen(heard.append)
+    count = _write_until_the_disk_is_full(journal)
+    assert count > 100
+    assert path.read_bytes().endswith(b"\n")
+    assert _metrics(path) == [("train/loss", step, step / 7) for step in range(count)]
+    assert len(heard) == count
+
+    with pytest.raises(TrainingStopped) as stopped:  # exit code 1, no traceback
+        journal.metrics(count, {"train/loss": 0.0})
+    message = str(stopped.value)
+    assert len(message.splitlines()) == 1
+    for words in (str(path), "No space left", f"run.resume={path.parent}"):
+        assert words in message
+
+    with pytest.raises(OSError, match="No space left"):  # a run that cannot say so is not finished
+        journal.end("FINISHED")
+    journal.end("FAILED")  # the run ends by the first error, which nothing may hide
+    journal.close()
+    assert len(_records(path)) == count
+
+
+@pytest.mark.parametrize("by", ["the same process", "a new one"])
+def test_a_journal_goes_on_once_there_is_room_again(small_disk: Any, by: str) -> None:
+    path = small_disk.folder / FILE_NAME
+    journal = Journal(path)
+    journal.metrics(0, {"train/loss": 0.0})
+    small_disk.fill()
+    count = _write_until_the_disk_is_full(journal)
+    assert 1 < count < 200  # what was left of one page
+    small_disk.free()
+
+    if by == "a new one":
+        journal.close()
+        journal = Journal(path)
+    for step in range(count + 3):
+        journal.metrics(step, {"train/loss": step / 7})
+    journal.end("FINISHED")
+    journal.close()
+    assert _metrics(path) == [("train/loss", step, step / 7) for step in range(count + 3)]
+    assert is_finished(path)

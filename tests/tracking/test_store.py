@@ -78,7 +78,7 @@ def test_a_healthy_server_is_accepted(answering: Answering) -> None:
     uri, connections = answering(HTTP % b"200 OK")
     check_reachable(uri, 5)
     check_reachable(f"{uri}/", 5)
-    assert len(connections) == 2
+    assert len(connections) == 4  # each time its health, and what only a database knows
 
 
 def test_a_new_file_and_a_sqlite_file_are_accepted(tmp_path: Path) -> None:
@@ -138,37 +138,80 @@ def test_checking_does_not_import_mlflow(tmp_path: Path) -> None:
 
 # --- a new store ----------------------------------------------------------------------------
 
-FOUR_AT_ONCE = """
-import os, sys, traceback
+# argv: the store, then run folders. Prints the experiment that each process found.
+CHILDREN = """
+import os, signal, sys, traceback
+from pathlib import Path
 import mlflow, mlflow.store.tracking.sqlalchemy_store  # once, before the children
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from mixerbench.config.schema import Tracking
 from mixerbench.tracking.store import Store
-ready, go = os.pipe()
-children = []
-for number in range(4):
-    child = os.fork()
-    if child == 0:
-        os.close(go)
-        os.read(ready, 1)  # until the parent closes its end: all begin at once
+from mixerbench.tracking.upload import BackgroundUpload
+
+uri, folders = sys.argv[1], sys.argv[2:]
+
+def child(work):
+    process = os.fork()
+    if process == 0:
         try:
-            store = Store(sys.argv[1], 10)
-            print(store.experiment("mixerbench-digits", "digits", "what it is"), flush=True)
+            work()
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    children.append(child)
+    return process
+
+def die_half_way():
+    tables = []
+    @event.listens_for(Engine, "after_cursor_execute")
+    def count(connection, cursor, statement, *_):
+        tables.extend(["one"] * ("CREATE TABLE" in statement))
+        if len(tables) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+    Store(uri, 10)
+
+def open_store():
+    os.read(ready, 1)
+    print(Store(uri, 10).experiment("mixerbench-race", "digits", "what it is"), flush=True)
+
+def upload(folder):
+    os.read(ready, 1)
+    upload = BackgroundUpload(Path(folder), Tracking(uri=uri, upload_every_seconds=0.01))
+    if not upload.close(60):
+        raise upload.error
+
+assert os.waitstatus_to_exitcode(os.waitpid(child(die_half_way), 0)[1]) == -signal.SIGKILL
+assert Path(uri.removeprefix("sqlite:///") + ".lock").exists()
+ready, go = os.pipe()  # nothing can be read from it until nobody can write: all begin at once
+children = []
+for work in [open_store] * 3 + [lambda folder=folder: upload(folder) for folder in folders]:
+    children.append(child(lambda: (os.close(go), work())))
 os.close(go)
-sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
+sys.exit(sum(os.waitpid(process, 0)[1] != 0 for process in children))
 """
 
 
 @pytest.mark.slow
-def test_four_processes_make_one_new_sqlite_store_at_once(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # mlflow warns about itself
+def test_processes_make_one_new_store_at_once_after_one_was_killed_making_it(
+    tmp_path: Path, run_folder: Callable[..., Path]
+) -> None:
+    from mlflow import MlflowClient
+
     uri = f"sqlite:///{tmp_path / 'new.db'}"
+    folders = [run_folder({"kind": "metrics", "step": n, "values": {"n": n}}) for n in range(3)]
     done = subprocess.run(
-        [sys.executable, "-c", FOUR_AT_ONCE, uri], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", CHILDREN, uri, *map(str, folders)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    experiments = done.stdout.split()
-    assert len(experiments) == 4
-    assert len(set(experiments)) == 1
+    race = MlflowClient(uri).get_experiment_by_name("mixerbench-race")
+    assert race is not None
+    assert done.stdout.split() == [race.experiment_id] * 3
+    names = [f"mixerbench-{folder.name}" for folder in folders]
+    experiments = [MlflowClient(uri).get_experiment_by_name(name).experiment_id for name in names]
+    runs = MlflowClient(uri).search_runs(experiments)
+    assert sorted(run.data.metrics["n"] for run in runs) == [0, 1, 2]

@@ -6,6 +6,7 @@ Each test runs against a SQLite store and against a real ``mlflow server``.
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def _losses(count: int) -> list[dict[str, Any]]:
 
 def _expected(count: int) -> list[tuple[int, int, float]]:
     return [(T0 + 1000 * n, n, n / 7) for n in range(count)]
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_module, "_METRICS_PER_BATCH", 10)
 
 
 def test_a_run_arrives_whole_with_its_times_and_names(
@@ -224,12 +230,57 @@ def test_the_store_of_the_first_upload_is_kept(run_folder: RunFolder, sqlite_uri
     assert Upload(folder, Tracking(uri="http://127.0.0.1:1")).uri == sqlite_uri
 
 
+# --- full disks and damaged files -----------------------------------------------------------
+
+
+def test_a_full_disk_loses_nothing_and_doubles_nothing(
+    run_folder: RunFolder, small_disk: Any, sqlite_uri: str, small_batches: None
+) -> None:
+    records = [*_losses(50), {"kind": "end", "status": "FINISHED"}]
+    folder = run_folder(*records, below=small_disk.folder)
+    small_disk.fill()
+    assert _uploaded(folder, Tracking(uri=sqlite_uri)).is_complete()
+
+    small_disk.free()
+    assert not Upload(folder, Tracking()).is_complete()  # nowhere is written that it was sent
+    again = _uploaded(folder, Tracking(uri=sqlite_uri))
+    assert Upload(folder, Tracking()).is_complete()
+    assert _history(again, "loss") == _expected(50)
+    run = _client(again).get_run(again.run_id)
+    assert run.info.status == "FINISHED"
+    assert len(_client(again).search_runs([run.info.experiment_id])) == 1
+
+
+def test_what_is_known_of_an_upload_may_be_lost_in_a_crash(
+    run_folder: RunFolder, sqlite_uri: str
+) -> None:
+    folder = run_folder(*_losses(3))
+    first = _uploaded(folder, Tracking(uri=sqlite_uri))
+    (folder / CURSOR_FILE).write_text("")
+    again = _uploaded(folder, Tracking(uri=sqlite_uri))
+    assert again.run_id == first.run_id
+    assert _history(again, "loss") == _expected(3)
+
+
+# --- two at once ----------------------------------------------------------------------------
+
+
+def test_many_uploads_of_one_folder_make_one_run(
+    run_folder: RunFolder, tracking: Tracking, small_batches: None
+) -> None:
+    folder = run_folder(*_losses(60))
+    uploads = [Upload(folder, tracking) for _ in range(4)]  # of a run, and 'mixerbench sync'
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(upload.advance) for upload in uploads]:
+            done.result()
+    assert len({upload.run_id for upload in uploads}) == 1
+    client = _client(uploads[0])
+    run = client.get_run(uploads[0].run_id)
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert _history(uploads[0], "loss") == _expected(60)
+
+
 # --- servers that fail ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_module, "_METRICS_PER_BATCH", 10)
 
 
 def _upload_through(proxy: Any, folder: Path) -> int:

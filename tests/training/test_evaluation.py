@@ -44,7 +44,10 @@ class _Table(nn.Module):
 def _loader(targets: Tensor, batch_size: int) -> DataLoader[Any]:
     count = len(targets)
     rows = torch.arange(count, dtype=torch.float32)[:, None]
-    return DataLoader(TensorDataset(rows, targets, torch.arange(count)), batch_size=batch_size)
+    return DataLoader(
+        TensorDataset(rows, targets, torch.arange(count), torch.arange(count)),
+        batch_size=batch_size,
+    )
 
 
 @pytest.mark.parametrize("classes", [3, 5, 12])

@@ -1,6 +1,7 @@
 """What happens in a run: every setting changes what it says, and hardware settings nothing."""
 
 import gc
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from mixerbench.config.schema import Settings
+from mixerbench.data.corrupt import CorruptImages
 from mixerbench.errors import TrainingStopped
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint, loop
@@ -331,20 +333,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     break_loss: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batches: list[list[str]] = []
-    add = loop._Watch.add
+    batches: list[list[int]] = []
+    add = CorruptImages.add
 
-    def watched(self: Any, loss: torch.Tensor, indices: torch.Tensor) -> None:
-        batches.append([f"random-{index}" for index in indices.tolist()])
-        add(self, loss, indices)
+    def watched(self: Any, indices: torch.Tensor, sources: torch.Tensor) -> None:
+        batches.append(indices.tolist())
+        add(self, indices, sources)
 
-    monkeypatch.setattr(loop._Watch, "add", watched)
+    monkeypatch.setattr(CorruptImages, "add", watched)
     # Micro-batch 13 of two a step: the second of step 7, in the second epoch.
     break_loss(13, value)
     message, folder = _stopped(tiny(f"run.log_every_steps={log_every_steps}"))
     assert str(value) in message
     assert "step 7" in message
-    assert all(f"{name}," in message.replace(".", ",") for name in batches[13])
+    # Batch 13 of those that were loaded; an evaluation of one batch is among them.
+    assert all(f"random-{index}" in message for index in batches[14])
+    written = json.loads((folder / "non_finite.json").read_text())
+    assert (written["step"], written["epoch"], written["virtual_rank"]) == (7, 1, 1)
+    assert list(written["images"]) == [str(index) for index in dict.fromkeys(batches[14])]
     assert str(folder / CHECKPOINTS / "step-000000004.safetensors") in message
     assert _all_finite(folder)
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from mixerbench.config.compose import compose_sweep, launcher_jobs
+from mixerbench.config.compose import compose_sweep
 from mixerbench.config.schema import Settings, build
 from mixerbench.errors import PREEMPTED, TrainingStopped, UserError
-from mixerbench.training import sweep as sweep_module
-from mixerbench.training.sweep import default_jobs, run_sweep
+from mixerbench.launching import local as sweep_module
+from mixerbench.launching.job import Job
+from mixerbench.launching.local import default_jobs, run_sweep
 
 # Writes when it began and ended and what it was told; seed 1 fails, seed 2 ends without a word.
 CHILD = """
@@ -41,7 +42,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     real = subprocess.Popen
 
     def stand_in(command: list[str], **options: Any) -> Any:
-        assert command[:3] == [sys.executable, "-m", "mixerbench.training.sweep"]
+        assert command[:3] == [sys.executable, "-m", "mixerbench.launching.local"]
         return real([sys.executable, "-c", CHILD, command[3], str(log)], **options)
 
     monkeypatch.setattr(sweep_module.subprocess, "Popen", stand_in)
@@ -66,7 +67,7 @@ def _most_at_once(rows: list[Any]) -> int:
 def test_so_many_run_side_by_side_as_the_setting_says(
     jobs: int, children: Callable[[], list[Any]]
 ) -> None:
-    run_sweep(_sweep("run.seed=0,3,4,5"), jobs)
+    run_sweep(_sweep("run.seed=0,3,4,5", f"launcher.jobs={jobs}"))
     rows = children()
     assert sorted(seed for seed, *_ in rows) == [0, 3, 4, 5]
     assert _most_at_once(rows) <= jobs
@@ -78,7 +79,7 @@ def test_a_child_gets_the_resolved_settings_and_draws_no_bars(
     children: Callable[[], list[Any]],
 ) -> None:
     (settings,) = compose_sweep(["mixer=patch_ff", "recipe.epochs=2"])
-    run_sweep([settings], 1)
+    run_sweep([settings])
     ((_, _, _, told),) = children()
     found = build(Settings, told)
     assert not found.run.progress
@@ -90,7 +91,7 @@ def test_runs_that_fail_are_named_and_the_others_finish(
     children: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TrainingStopped) as stop:
-        run_sweep(_sweep("run.seed=1,2,3"), 1)
+        run_sweep(_sweep("run.seed=1,2,3", "launcher.jobs=1"))
     assert [seed for seed, *_ in children()] == [1, 2, 3]
     assert "2 of 3" in str(stop.value)
     said = " ".join((str(stop.value) + capsys.readouterr().err).split())
@@ -105,8 +106,8 @@ def test_an_interrupt_ends_the_children(
     started: list[subprocess.Popen[bytes]] = []
     start = sweep_module._Child.start
 
-    def started_and_remembered(self: Any) -> Any:
-        child = start(self)
+    def started_and_remembered(self: Any, slot: str | None) -> Any:
+        child = start(self, slot)
         started.append(child._process)
         return child
 
@@ -116,7 +117,7 @@ def test_an_interrupt_ends_the_children(
     monkeypatch.setattr(sweep_module._Child, "start", started_and_remembered)
     monkeypatch.setattr(sweep_module._Child, "report", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(_sweep("run.seed=0,3"), 2)
+        run_sweep(_sweep("run.seed=0,3", "launcher.jobs=2"))
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
 
@@ -135,10 +136,12 @@ def test_runs_have_names_that_tell_them_apart(
     started: list[str] = []
     start = sweep_module._Child.start
     monkeypatch.setattr(
-        sweep_module._Child, "start", lambda self: (started.append(self.name), start(self))[1]
+        sweep_module._Child,
+        "start",
+        lambda self, slot: (started.append(self.name), start(self, slot))[1],
     )
     try:
-        run_sweep(_sweep(overrides), 2)
+        run_sweep(_sweep(overrides, "launcher.jobs=2"))
     except TrainingStopped:
         assert "run.seed" in overrides  # seed 1 fails
     assert started == names
@@ -167,6 +170,7 @@ def test_progress_is_read_from_the_childs_journal(
     scratch.mkdir()
     folder.mkdir()
     child = sweep_module._Child("name", settings, scratch)
+    child._job = Job(scratch)
     shown: list[tuple[str, Any]] = []
 
     class View:
@@ -186,13 +190,14 @@ def test_progress_is_read_from_the_childs_journal(
 @pytest.mark.parametrize("jobs", ["0", "-1"])
 def test_less_than_one_job_is_refused(jobs: str) -> None:
     with pytest.raises(UserError, match="1 or more"):
-        launcher_jobs([f"launcher.jobs={jobs}"])
+        _sweep(f"launcher.jobs={jobs}")
 
 
 PARENT = """
 import subprocess, sys
 from mixerbench.config.compose import compose_sweep
-from mixerbench.training import sweep
+from mixerbench.errors import exit_code
+from mixerbench.launching import local
 
 real = subprocess.Popen
 
@@ -201,9 +206,9 @@ def stand_in(command, **options):
     print(child.pid, flush=True)
     return child
 
-sweep.subprocess.Popen = stand_in
-runs = compose_sweep(["run.progress=false", "run.seed=0,1"])
-sys.exit(sweep.exit_code(lambda: sweep.run_sweep(runs, 2)))
+local.subprocess.Popen = stand_in
+runs = compose_sweep(["run.progress=false", "run.seed=0,1", "launcher.jobs=2"])
+sys.exit(exit_code(lambda: local.run_sweep(runs)))
 """
 
 

@@ -1,0 +1,1 @@
+"""Where runs are trained: in this process, in several, side by side, on a cluster."""

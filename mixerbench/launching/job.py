@@ -1,0 +1,100 @@
+"""One run as it is written down for whoever trains it: a folder of small files.
+
+``settings.yaml`` the resolved settings, ``folder`` the run's folder as soon as there is one,
+``outcome.json`` how it ended. Knows no torch.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from mixerbench.config.schema import Settings, build
+from mixerbench.errors import Preempted, TrainingStopped, UserError
+
+_KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted)}
+_FINISHED = "finished"
+
+
+class Job:
+    """The files of one run that somebody else trains."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._settings = place / "settings.yaml"
+        self._folder = place / "folder"
+        self._outcome = place / "outcome.json"
+
+    @classmethod
+    def create(cls, place: Path, settings: Settings) -> "Job":
+        place.mkdir(parents=True, exist_ok=True)
+        job = cls(place)
+        text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+        _write_whole(job._settings, text)
+        return job
+
+    def settings(self) -> Settings:
+        return build(Settings, yaml.safe_load(self._settings.read_text()))
+
+    def folder(self) -> Path | None:
+        """The run's folder, once there is one."""
+        return Path(self._folder.read_text()) if self._folder.exists() else None
+
+    def note_folder(self, folder: Path) -> None:
+        _write_whole(self._folder, str(folder))
+
+    def note_outcome(self, work: Callable[[], str], is_first: bool = True) -> None:
+        """Do ``work``, and write down what it returns, or why it refused or stopped.
+
+        Args:
+            is_first: of several processes only the first one's success is the run's.
+        """
+        try:
+            kind, message = _FINISHED, work()
+        except (UserError, TrainingStopped) as error:
+            kind, message = type(error).__name__, str(error)
+        if is_first or kind != _FINISHED:
+            _write_whole(self._outcome, json.dumps({"kind": kind, "message": message}))
+
+    def has_outcome(self) -> bool:
+        return self._outcome.exists()
+
+    def forget_outcome(self) -> None:
+        """Before another attempt."""
+        self._outcome.unlink(missing_ok=True)
+
+    def outcome(self) -> str:
+        """What the work returned.
+
+        Raises:
+            UserError, TrainingStopped, Preempted: what it raised.
+            FileNotFoundError: it has not ended by itself.
+        """
+        content = json.loads(self._outcome.read_text())
+        if content["kind"] == _FINISHED:
+            return str(content["message"])
+        raise _KINDS[content["kind"]](content["message"])
+
+
+def end_with_parent() -> None:
+    """Let this process be told to stop (SIGTERM) when the one that started it is gone.
+
+    Linux only; elsewhere it goes on and finishes its run.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() == 1:  # it was faster
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(f".part{os.getpid()}")
+    part.write_text(text)
+    os.replace(part, path)

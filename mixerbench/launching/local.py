@@ -1,0 +1,209 @@
+"""Many runs, some of them side by side, each a process of its own.
+
+Knows no torch: the parent composes and watches, the children train.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mixerbench.config.schema import Settings
+from mixerbench.errors import Preempted, TrainingStopped, exit_code
+from mixerbench.launching.job import Job, end_with_parent
+from mixerbench.tracking.journal import FILE_NAME, Record, read
+from mixerbench.training.preemption import Preemption, StopRequested
+from mixerbench.training.progress import ProgressView
+
+_POLL_SECONDS = 0.5
+
+
+class View(Protocol):
+    """What shows many runs."""
+
+    def expect(self, name: str) -> None: ...
+    def show(self, name: str, record: Record) -> None: ...
+    def ended(self, name: str, message: str) -> None: ...
+
+
+def run_sweep(sweep: Sequence[Settings]) -> None:
+    """Train every run of ``sweep``, ``launcher.jobs`` at a time.
+
+    Raises:
+        TrainingStopped: some runs did not finish; says which, after all have ended.
+        Preempted: a scheduler said so; the running ones have saved their state.
+    """
+    names = names_of(sweep)
+    with ProgressView(sweep[0].run.progress) as view:
+        failures = run_jobs(dict(zip(names, sweep, strict=True)), view)
+    if failures:
+        raise TrainingStopped(
+            f"{len(failures)} of {len(sweep)} runs did not finish: {', '.join(failures)}."
+        )
+
+
+def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
+    """Train all runs, and show them by their names.
+
+    Returns:
+        what each run that did not finish said.
+
+    Raises:
+        Preempted: a scheduler said so; the running ones have saved their state.
+    """
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
+        waiting = []
+        for number, (name, settings) in enumerate(runs.items()):
+            view.expect(name)
+            waiting.append(_Child(name, settings, Path(scratch) / str(number)))
+        free = _slots(next(iter(runs.values()))) if runs else []
+        running: list[_Child] = []
+        try:
+            while waiting or running:
+                preemption.check()
+                while waiting and free:
+                    running.append(waiting.pop(0).start(free.pop(0)))
+                time.sleep(_POLL_SECONDS)
+                for child in list(running):
+                    child.report(view)
+                    if child.has_ended():
+                        running.remove(child)
+                        free.append(child.slot)
+                        view.ended(child.name, child.message())
+                        if child.message():
+                            failures[child.name] = child.message()
+        except StopRequested as signal:
+            raise Preempted(
+                f"told to stop ({signal}): the running ones of {len(runs)} runs have saved their "
+                "state. Continue each with run.resume=auto."
+            ) from None
+        finally:
+            for child in running:  # all of them save their state at the same time
+                child.tell_to_stop()
+            for child in running:
+                child.wait()
+    return failures
+
+
+def default_jobs(settings: Settings) -> int:
+    """One run at a time on GPUs; on the CPU as many as there are cores for their threads."""
+    run = settings.run
+    if run.device.startswith("cuda") or (run.device == "auto" and shutil.which("nvidia-smi")):
+        return 1
+    return max((os.cpu_count() or 1) // (run.threads * run.devices), 1)
+
+
+def names_of(runs: Sequence[Settings]) -> list[str]:
+    """The label of each run, with what else tells them apart where it must."""
+    labels = [settings.label for settings in runs]
+    if max(Counter(labels).values()) > 1:
+        labels = [f"{s.label} seed {s.run.seed}" for s in runs]
+    counts = Counter(labels)
+    return [
+        label if counts[label] == 1 else f"{label} #{number + 1}"
+        for number, label in enumerate(labels)
+    ]
+
+
+def _slots(settings: Settings) -> list[str | None]:
+    """One entry for each run that may go on at a time: the GPUs that it sees, None for all."""
+    launcher, each = settings.launcher, settings.run.devices
+    if launcher.devices is None:
+        return [None] * (launcher.jobs or default_jobs(settings))
+    starts = range(0, len(launcher.devices) - each + 1, each)
+    slots = [",".join(map(str, launcher.devices[start : start + each])) for start in starts]
+    return list(slots[: launcher.jobs])
+
+
+class _Child:
+    def __init__(self, name: str, settings: Settings, place: Path) -> None:
+        self.name = name
+        self.slot: str | None = None
+        self._settings = settings
+        self._place = place
+        self._process: subprocess.Popen[bytes] | None = None
+        self._offset = 0
+
+    def start(self, slot: str | None) -> "_Child":
+        self.slot = slot
+        quiet = dataclasses.replace(self._settings.run, progress=False)
+        self._job = Job.create(self._place, dataclasses.replace(self._settings, run=quiet))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._settings.run.threads)}
+        if slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mixerbench.launching.local", str(self._place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=open(self._place / "errors", "wb"),
+            env=environment,
+        )
+        return self
+
+    def report(self, view: View) -> None:
+        """Show what the journal says since the last call."""
+        folder = self._job.folder()
+        if folder is not None:
+            for record, offset in read(folder / FILE_NAME, self._offset):
+                self._offset = offset
+                view.show(self.name, record)
+
+    def has_ended(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
+
+    def message(self) -> str:
+        """Why it failed; empty if it did not."""
+        assert self._process is not None
+        if self._process.returncode == 0:
+            return ""
+        errors = (self._place / "errors").read_text(errors="replace").strip()
+        return (
+            errors.removeprefix("mixerbench: ")
+            or f"ended with exit code {self._process.returncode}"
+        )
+
+    def tell_to_stop(self) -> None:
+        if not self.has_ended():
+            assert self._process is not None
+            self._process.terminate()
+
+    def wait(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+
+
+def train_job(job: Job) -> str:
+    """Train a job's run with as many processes of this machine as it asks for.
+
+    Returns:
+        the run's summary.
+
+    Raises:
+        UserError, TrainingStopped: as ``run_training``.
+    """
+    settings = job.settings()
+    if settings.run.devices > 1:
+        from mixerbench.launching.elastic import run_processes
+
+        return run_processes(job)
+    from mixerbench.training.run import run_training
+
+    return run_training(settings, on_folder=job.note_folder).summary(settings)
+
+
+def _work(place: Path) -> None:
+    end_with_parent()
+    train_job(Job(place))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: _work(Path(sys.argv[1]))))

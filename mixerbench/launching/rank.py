@@ -1,0 +1,49 @@
+"""One of the processes of a run, as the elastic agent starts it: ``... rank JOB``."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from mixerbench.config.schema import Settings
+from mixerbench.launching.job import Job, end_with_parent
+from mixerbench.training.group import join
+from mixerbench.training.run import run_training
+
+
+@record
+def main() -> None:
+    end_with_parent()
+    job = Job(Path(sys.argv[1]))
+    if job.has_outcome():
+        return  # what refused or stopped the run would do so again: only a death is worth a restart
+    settings = job.settings()
+    with join() as group:
+        job.note_outcome(
+            lambda: run_training(settings, group, on_folder=job.note_folder).summary(settings),
+            group.is_first,
+        )
+
+
+def train_as_rank(compose: Callable[[], Settings]) -> None:
+    """Train as one of the processes that torchrun or srun has started.
+
+    The first one composes the settings, and the others are told.
+    """
+    with join() as group:
+        settings = group.first(compose)
+        finished = run_training(settings, group)
+        if group.is_first:
+            print(finished.summary(settings))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        if os.environ.get("MIXERBENCH_DEBUG") == "1":
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        sys.exit(f"mixerbench: process {os.environ['RANK']} ends: {reason}")

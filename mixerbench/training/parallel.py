@@ -1,0 +1,116 @@
+"""One model on several processes: PyTorch's DDP or FSDP2 between the loop and the model."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mixerbench.config.schema import Run
+from mixerbench.models.backbone import without_statistics
+from mixerbench.models.blocks import Block
+from mixerbench.models.resnet import Bottleneck
+from mixerbench.recipe.loss import Logits
+from mixerbench.training.group import Group
+
+Forward = Callable[[Tensor, bool], Logits]
+"""Logits of images (B, 3, H, W); True with the last micro-batch that this process has in a step.
+
+After the backward pass of the last one every process has the mean gradient of all.
+"""
+
+
+def distribute(
+    model: nn.Module, ema: nn.Module, run: Run, group: Group, example: Tensor
+) -> Forward:
+    """Spread ``model``, and where it is cut into parts ``ema`` too, over the processes.
+
+    To be called before there is an optimizer: FSDP replaces the parameters.
+
+    Args:
+        example: images of one micro-batch, of any content.
+    """
+    if group.size == 1:
+        alone = _compiled(model, run)
+        return lambda images, last: alone(images)
+    if run.parallel == "fsdp":
+        return _sharded(model, ema, run, group, example.device)
+    return _replicated(model, run, group, example)
+
+
+def _replicated(model: nn.Module, run: Run, group: Group, example: Tensor) -> Forward:
+    device = example.device
+    with warnings.catch_warnings():  # the newer name is not in all versions that we support
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        replica = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # the first virtual rank's are shared at evaluations
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+    forward = _compiled(replica, run)
+    _warm_up(forward, model, example)
+
+    def call(images: Tensor, last: bool) -> Logits:
+        with nullcontext() if last else replica.no_sync():
+            return forward(images)
+
+    return call
+
+
+def _warm_up(forward: nn.Module, model: nn.Module, example: Tensor) -> None:
+    """One forward and backward pass through DDP before the first step of this process.
+
+    DDP learns in its first pass which gradients come when, and packs them anew in the second.
+    A static graph learns it wrongly where that first pass is one of several accumulated ones
+    (PyTorch 2.15: no_sync() fails an assertion; leaving DDP out gives wrong gradients without
+    a word). And a run that resumed would add its gradients in another order than the one that
+    went on.
+    """
+    with without_statistics(model):
+        logits = forward(example)
+        total = sum(part.sum() for part in (logits if isinstance(logits, tuple) else (logits,)))
+        (total * 0.0).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _sharded(
+    model: nn.Module, ema: nn.Module, run: Run, group: Group, device: torch.device
+) -> Forward:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (group.size,))
+    for root in (model, ema):
+        for part in root.modules():
+            if isinstance(part, Block | Bottleneck):
+                fully_shard(part, mesh=mesh)
+        fully_shard(root, mesh=mesh)
+    forward = _compiled(model, run)
+    # Every micro-batch is reduced at once: keeping whole gradients would cost what was saved.
+    return lambda images, last: forward(images)
+
+
+def _compiled(model: nn.Module, run: Run) -> nn.Module:
+    return torch.compile(model) if run.compile else model  # type: ignore[return-value]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is spread over the processes in one piece; all must ask for it together."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` spread over the processes as ``like`` is."""
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
