@@ -18,6 +18,7 @@ Usage: mixerbench COMMAND [SETTING=VALUE ...]
 
 Commands
   train         train a model, or a sweep of them
+  suite         train a whole benchmark, and go on with it after whatever has stopped it
   eval          accuracy of a checkpoint
   profile       parameters, multiply-adds, speed and memory of a model
   list          presets, mixers, sizes, stems, backbones, protocols, recipes
@@ -49,6 +50,7 @@ def main() -> None:
 def _dispatch(arguments: Sequence[str]) -> None:
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": _train,
+        "suite": _suite,
         "eval": _eval,
         "profile": _profile,
         "list": _list,
@@ -153,6 +155,12 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
     for one in runs:
         _ready(one)
     _check_store(runs[0])  # before the seconds that torch takes, and once for a sweep
+    if runs[0].launcher.name == "slurm":
+        from mixerbench.launching.slurm import SlurmJob
+
+        for job in map(SlurmJob, runs):
+            print(f"job {job.submit()}: {job.name}, log {job.log}")
+        return
     if options.multirun:
         from mixerbench.launching.local import run_sweep
 
@@ -160,6 +168,54 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].run.threads))
     print(_train_one(runs[0]))
+
+
+def _suite(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "suite",
+        "Train every run of a benchmark that is not finished, and print its leaderboard.",
+        """\
+actions:
+  run    train what is not finished and resume what was begun; start it again after a kill
+  show   what is finished, broken and waiting; trains nothing
+
+suite=NAME is a file of configs/suite, suite=FILE.yaml one of your own: 'description:', and below
+'runs:' settings as on the command line. A list is an axis, and every combination is a run; all
+of them have one protocol. Further settings go beside those of the file, or instead of them.
+
+examples:
+  mixerbench suite run suite=seeds
+  mixerbench suite run suite=seeds recipe.epochs=1 launcher.jobs=2
+      another number of epochs is another protocol, hence another leaderboard
+  mixerbench suite show suite=seeds
+  mixerbench suite run suite=my_suite.yaml run.seed=0
+""",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    actions = ("run", "show")
+    action, *given = options.settings or [""]
+    if action not in actions:
+        from mixers.catalog import nearest
+
+        what = f"has no action {action!r}" if action else "needs an action"
+        raise UserError(f"suite {what}. {nearest(action, actions)}")
+    places = [setting.partition("=")[2] for setting in given if setting.startswith("suite=")]
+    if len(places) != 1:
+        raise UserError(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
+    from mixerbench.launching.suite import read_suite
+    from mixerbench.training.place import find_place
+
+    if find_place() is not None:
+        raise UserError("a suite starts its own processes: run it without torchrun or srun.")
+    suite = read_suite(places[0], [s for s in given if not s.startswith("suite=")])
+    _ready(suite.any_run)
+    from mixerbench.commands.suite import show_suite, train_suite
+
+    if action == "show":
+        show_suite(suite)
+        return
+    _check_store(suite.any_run)
+    train_suite(suite)
 
 
 def _ready(settings: "Settings") -> "Settings":
@@ -242,7 +298,7 @@ def _list(arguments: Sequence[str]) -> None:
     parser = _Parser(
         "list",
         "List what can be named on the command line: presets, mixers, sizes, stems, backbones, "
-        "channel mixers, mergings,\nprotocols, recipes, data.",
+        "channel mixers, mergings,\nprotocols, recipes, data, suites.",
         """\
 examples:
   mixerbench list

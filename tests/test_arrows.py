@@ -115,7 +115,9 @@ def test_keys_and_errors_import_nothing_of_the_project() -> None:
 
 
 LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mixerbench.tracking",
-         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local", "mixerbench.launching.job",
+         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local",
+         "mixerbench.launching.job",
+         "mixerbench.launching.suite", "mixerbench.launching.table", "mixerbench.commands.suite",
          "mixerbench.training.place",
          "mixers.catalog", "mixers.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""

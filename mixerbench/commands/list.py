@@ -131,4 +131,5 @@ _TABLES: dict[str, Callable[[Sequence[str]], Rows]] = {
     "protocols": _files("protocol"),
     "recipes": _files("recipe"),
     "data": _files("data"),
+    "suites": _files("suite"),
 }

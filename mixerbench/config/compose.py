@@ -103,7 +103,7 @@ def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
         for override in _part_overrides(part, values)
     ]
     if saved["plugins"] and "plugins" not in chosen:
-        overrides.append(f"plugins={_in_hydras_words(saved['plugins'])}")
+        overrides.append(f"plugins={in_hydras_words(saved['plugins'])}")
     return overrides
 
 
@@ -112,7 +112,7 @@ def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:
     if isinstance(content, str):
         return [f"{part}={content}"]
     return [f"{part}={content['name']}"] + [
-        f"{part}.{key}={_in_hydras_words(value)}"
+        f"{part}.{key}={in_hydras_words(value)}"
         for key, value in flatten(content)
         if key not in _WORDS
     ]
@@ -139,11 +139,12 @@ def _expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     return name, meant + rest
 
 
-def _in_hydras_words(value: Any) -> str:
+def in_hydras_words(value: Any) -> str:
+    """A value as the right side of an override."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_in_hydras_words(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{in_hydras_words(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_in_hydras_words, value)) + "]"
+        return "[" + ",".join(map(in_hydras_words, value)) + "]"
     if isinstance(value, str):
         return QuotedString(value, Quote.double).with_quotes()
     return json.dumps(value)

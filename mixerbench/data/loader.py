@@ -96,6 +96,7 @@ def train_loader(
         batch_sampler=order,  # type: ignore[arg-type]  # yields samples, not plain indices
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_own_session,
         pin_memory=device.type == "cuda",
     )
     return loader, order
@@ -118,8 +119,14 @@ def eval_loader(
         ),
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_own_session,
         pin_memory=device.type == "cuda",
     )
+
+
+def _own_session(worker: int) -> None:
+    """What a scheduler tells the whole group of processes is not for those that load."""
+    os.setsid()
 
 
 def _workers(run: Run, device: torch.device) -> int:

@@ -4,32 +4,41 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from types import FrameType
+from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mixerbench.errors import TrainingStopped
+from mixerbench.errors import Preempted, TrainingStopped
 from mixerbench.launching.job import Job
+from mixerbench.training.preemption import SIGNALS
 
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
-_SHUTDOWN_SECONDS = 600  # for the rest of a step and a checkpoint, before SIGKILL
+_AGAIN_SECONDS = 5.0
 
 
 def run_processes(
-    job: Job, *, nodes: int = 1, rendezvous: str = "localhost:0", launch_id: str | None = None
+    job: Job,
+    *,
+    nodes: int = 1,
+    is_host: bool = True,
+    rendezvous: str = "localhost:0",
+    launch_id: str | None = None,
 ) -> str:
     """Train the job's run with ``run.devices`` processes here; on several nodes all call this.
 
     Args:
+        is_host: is this the node whose address is ``rendezvous``?
         rendezvous: HOST:PORT where the agents of several nodes meet.
         launch_id: the same on all nodes, and of this launch only; None: a new one.
 
     Returns:
-        the run's summary.
+        the run's summary, on the host; nothing elsewhere.
 
     Raises:
         UserError, TrainingStopped, Preempted: what the run raised; or a process has died, and
@@ -46,10 +55,10 @@ def run_processes(
         run_id=launch_id or uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=rendezvous,
+        rdzv_configs={"is_host": is_host},
         local_addr="localhost" if nodes == 1 else None,
         max_restarts=run.max_restarts,
-        signals_to_handle=",".join(_SIGNALS),
-        shutdown_timeout=_SHUTDOWN_SECONDS,
+        signals_to_handle="SIGINT",  # the others: see _Forwarding
         logs_specs=DefaultLogsSpecs(
             log_dir=str(job.place / "logs"),
             redirects=dict.fromkeys(range(1, run.devices), Std.ERR),
@@ -58,30 +67,64 @@ def run_processes(
     start = elastic_launch(config, sys.executable)
     os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
     failure = "its processes ended without a word"
-    try:
-        with _own_signals():
+    with _Forwarding() as forwarding:
+        try:
             start("-m", "mixerbench.launching.rank", str(job.place))
-    except SignalException as error:
-        failure = f"told to stop ({error.sigval.name}) before a state could be saved"
-    except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        failure = (
-            f"process {rank} of {run.devices * nodes} failed, and all of them had been restarted "
-            f"{run.max_restarts} times (run.max_restarts). {first.message.strip()}"
-        )
+        except SignalException:
+            raise KeyboardInterrupt from None
+        except ChildFailedError as error:
+            rank, first = error.get_first_failure()
+            failure = (
+                f"process {rank} of {run.devices * nodes} failed, and all of them had been "
+                f"restarted {run.max_restarts} times (run.max_restarts). {first.message.strip()}"
+            )
+    if not is_host:
+        return ""
     if job.has_outcome():
         return job.outcome()
     folder = job.folder()
     where = f" Continue with run.resume={folder}" if folder else ""
+    if forwarding.told:
+        name = signal.Signals(forwarding.told).name
+        raise Preempted(f"told to stop ({name}) before there was anything new to save.{where}")
     raise TrainingStopped(f"{failure}.{where}")
 
 
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """The agent's handlers for as long as there is an agent."""
-    before = {name: signal.getsignal(getattr(signal, name)) for name in _SIGNALS}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+class _Forwarding:
+    """A context that passes SIGTERM and SIGUSR1 on to the workers, who save their state and end.
+
+    The agent itself would stop to watch at the first signal, and give up what it is doing at
+    the second, which SLURM does send. They are told again every few seconds: a worker that
+    was still starting died of the signal, and the agent has started it again.
+    """
+
+    def __init__(self) -> None:
+        self.told = 0
+        self._over = threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Forwarding":
+        if threading.current_thread() is threading.main_thread():
+            for number in (*SIGNALS, signal.SIGINT):
+                self._before[number] = signal.getsignal(number)
+            for number in SIGNALS:
+                signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for number, handler in self._before.items():  # the agent has taken SIGINT
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        if not self.told:
+            self.told = number
+            threading.Thread(target=self._tell_workers, daemon=True).start()
+
+    def _tell_workers(self) -> None:
+        while True:
+            for worker in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    worker.send_signal(self.told)
+            if self._over.wait(_AGAIN_SECONDS):
+                return

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +61,17 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
     """
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
-        waiting = []
+        waiting: list[Child] = []
         for number, (name, settings) in enumerate(runs.items()):
             view.expect(name)
-            waiting.append(_Child(name, settings, Path(scratch) / str(number)))
-        free = _slots(next(iter(runs.values()))) if runs else []
-        running: list[_Child] = []
+            if settings.launcher.name == "slurm":
+                from mixerbench.launching.slurm import QueuedRun
+
+                waiting.append(QueuedRun(name, settings))
+            else:
+                waiting.append(_Process(name, settings, Path(scratch) / str(number)))
+        free = _slots(next(iter(runs.values())), len(runs)) if runs else []
+        running: list[Child] = []
         try:
             while waiting or running:
                 preemption.check()
@@ -113,9 +119,11 @@ def names_of(runs: Sequence[Settings]) -> list[str]:
     ]
 
 
-def _slots(settings: Settings) -> list[str | None]:
+def _slots(settings: Settings, runs: int) -> list[str | None]:
     """One entry for each run that may go on at a time: the GPUs that it sees, None for all."""
     launcher, each = settings.launcher, settings.run.devices
+    if launcher.name == "slurm":
+        return [None] * (launcher.jobs or runs)
     if launcher.devices is None:
         return [None] * (launcher.jobs or default_jobs(settings))
     starts = range(0, len(launcher.devices) - each + 1, each)
@@ -123,49 +131,72 @@ def _slots(settings: Settings) -> list[str | None]:
     return list(slots[: launcher.jobs])
 
 
-class _Child:
-    def __init__(self, name: str, settings: Settings, place: Path) -> None:
-        self.name = name
+class Child(ABC):
+    """A run that is trained elsewhere, and watched from here."""
+
+    def __init__(self, name: str, settings: Settings, job: Job) -> None:
+        self.name, self.settings, self.job = name, settings, job
         self.slot: str | None = None
-        self._settings = settings
-        self._place = place
-        self._process: subprocess.Popen[bytes] | None = None
         self._offset = 0
 
-    def start(self, slot: str | None) -> "_Child":
-        self.slot = slot
-        quiet = dataclasses.replace(self._settings.run, progress=False)
-        self._job = Job.create(self._place, dataclasses.replace(self._settings, run=quiet))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._settings.run.threads)}
-        if slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mixerbench.launching.local", str(self._place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=open(self._place / "errors", "wb"),
-            env=environment,
-        )
-        return self
+    @abstractmethod
+    def start(self, slot: str | None) -> "Child":
+        """Let it begin on the GPUs ``slot``."""
+
+    @abstractmethod
+    def has_ended(self) -> bool: ...
+
+    @abstractmethod
+    def message(self) -> str:
+        """Why it failed; empty if it did not."""
+
+    @abstractmethod
+    def tell_to_stop(self) -> None:
+        """Let it save its state and end, as the one who watches has to."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """After ``tell_to_stop``, until it has ended."""
 
     def report(self, view: View) -> None:
         """Show what the journal says since the last call."""
-        folder = self._job.folder()
+        folder = self.job.folder()
         if folder is not None:
             for record, offset in read(folder / FILE_NAME, self._offset):
                 self._offset = offset
                 view.show(self.name, record)
+
+
+class _Process(Child):
+    def __init__(self, name: str, settings: Settings, place: Path) -> None:
+        quiet = dataclasses.replace(settings.run, progress=False)
+        super().__init__(name, dataclasses.replace(settings, run=quiet), Job(place))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, slot: str | None) -> "_Process":
+        self.slot = slot
+        Job.create(self.job.place, self.settings)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.settings.run.threads)}
+        if slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mixerbench.launching.local", str(self.job.place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=open(self.job.place / "errors", "wb"),
+            env=environment,
+        )
+        return self
 
     def has_ended(self) -> bool:
         assert self._process is not None
         return self._process.poll() is not None
 
     def message(self) -> str:
-        """Why it failed; empty if it did not."""
         assert self._process is not None
         if self._process.returncode == 0:
             return ""
-        errors = (self._place / "errors").read_text(errors="replace").strip()
+        errors = (self.job.place / "errors").read_text(errors="replace").strip()
         return (
             errors.removeprefix("mixerbench: ")
             or f"ended with exit code {self._process.returncode}"

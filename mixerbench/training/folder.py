@@ -1,26 +1,59 @@
 """The folder of a run: what is in it, and how an unfinished one is found again."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from mixerbench.config.schema import Settings, build, fingerprint, protocol_fingerprint
+from mixerbench.config.schema import (
+    Protocol,
+    Settings,
+    build,
+    fingerprint,
+    protocol_fingerprint,
+)
 from mixerbench.errors import UserError
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
 from mixerbench.tracking.upload import RUN_FILE
 
+if TYPE_CHECKING:
+    from mixerbench.data.images import Splits
+
+_LOCK = ".lock"
+
+
+def complete(protocol: Protocol, splits: "Splits") -> None:
+    """Fill in what only the data itself can tell; from here on the fingerprint is final.
+
+    Raises:
+        ValueError: there is no teacher checkpoint.
+    """
+    data, distillation = protocol.data, protocol.recipe.distillation
+    data.num_classes = len(splits.train.classes)
+    data.digest = splits.digest()
+    if distillation.kind != "none" and distillation.teacher_checkpoint is not None:
+        path = Path(distillation.teacher_checkpoint).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no teacher checkpoint {path}.")
+        with open(path, "rb") as file:
+            distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
 
 def identity_of(settings: Settings) -> dict[str, Any]:
-    """What makes a run this run and no other: a checkpoint and a resume must agree in it."""
+    """What makes a run this run and no other: a checkpoint and a resume must agree in it.
+
+    Final once the protocol is complete.
+    """
     return {
         "protocol_fingerprint": protocol_fingerprint(settings.protocol),
         "model_fingerprint": fingerprint(settings.model),
@@ -40,7 +73,7 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
     identity = identity_of(settings)
     folder = _to_continue(settings, identity) or _new_folder(settings, identity)
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
+        lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is being trained by another process: wait for it.") from None
     if not (folder / RUN_FILE).exists():
@@ -49,6 +82,33 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
         yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     )
     return folder, lock
+
+
+def find_folders(root: str, identities: Sequence[dict[str, Any]]) -> list[list[Path]]:
+    """The folders below ``root`` (run.root) that hold a run, for each identity; newest first."""
+    paths = Path(root).expanduser().absolute().glob(f"*/*/{RUN_FILE}")
+    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    found: list[list[Path]] = [[] for _ in identities]
+    for path in newest_first:
+        content = json.loads(path.read_text())
+        for folders, identity in zip(found, identities, strict=True):
+            if all(content.get(key) == value for key, value in identity.items()):
+                folders.append(path.parent)
+    return found
+
+
+def is_finished(folder: Path) -> bool:
+    """Did the run come to its end?"""
+    return journal.is_finished(folder / journal.FILE_NAME)
+
+
+def is_free(folder: Path, wait_seconds: float = 0) -> bool:
+    """Does no process train in the folder, now or after so many seconds at most?"""
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=wait_seconds):
+            return True
+    except Timeout:
+        return False
 
 
 def read_settings(folder: Path) -> Settings:
@@ -91,35 +151,29 @@ def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> Non
         "protocol": protocol.name,
         "description": protocol.description,
     }
-    (folder / RUN_FILE).write_text(json.dumps(content, indent=2))
+    part = folder / f"{RUN_FILE}.part"  # half of it would be in the way of every later search
+    part.write_text(json.dumps(content, indent=2))
+    os.replace(part, folder / RUN_FILE)
 
 
 def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
-    root, resume, launch = Path(settings.run.root), settings.run.resume, _launch_id()
+    resume, launch = settings.run.resume, _launch_id()
     if launch is not None:
-        own = _newest_unfinished(root, {**identity, "launch": launch})
+        own = _newest_unfinished(settings.run.root, {**identity, "launch": launch})
         if own is not None:
             return own
     if resume == "never":
         return None
     if resume == "auto":
-        return _newest_unfinished(root, identity)
+        return _newest_unfinished(settings.run.root, identity)
     folder = Path(resume)
     _check_resumable(folder, identity)
     return folder
 
 
-def _newest_unfinished(root: Path, identity: dict[str, Any]) -> Path | None:
-    for path in sorted(
-        root.expanduser().absolute().glob(f"*/*/{RUN_FILE}"),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    ):
-        content = json.loads(path.read_text())
-        same = all(content.get(key) == value for key, value in identity.items())
-        if same and not journal.is_finished(path.parent / journal.FILE_NAME):
-            return path.parent
-    return None
+def _newest_unfinished(root: str, identity: dict[str, Any]) -> Path | None:
+    (folders,) = find_folders(root, [identity])
+    return next((folder for folder in folders if not is_finished(folder)), None)
 
 
 def _check_resumable(folder: Path, identity: dict[str, Any]) -> None:
@@ -135,5 +189,5 @@ def _check_resumable(folder: Path, identity: dict[str, Any]) -> None:
                 f"{folder} holds another run: its {key.replace('_', ' ')} is {content.get(key)}, "
                 f"these settings give {value}. Use the settings it was started with."
             )
-    if journal.is_finished(folder / journal.FILE_NAME):
+    if is_finished(folder):
         raise UserError(f"{folder} is finished: nothing is left to resume.")

@@ -116,7 +116,7 @@ def train(
     ema = create_ema(recipe, model)
     images_shape = (recipe.batch.micro_batch_size, 3, protocol.image_size, protocol.image_size)
     example = torch.zeros(images_shape, device=device, dtype=dtype)
-    forward = distribute(model, ema.module, run, group, example)
+    forward = distribute(model, ema, run, group, example)
     optimizer = create_optimizer(recipe, model)
     state = TrainingState(model, ema, optimizer, grad_scaler(device, run))
     loss_of = DistillationLoss(create_loss(recipe), teacher, recipe.distillation).to(device, dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +25,7 @@ After the backward pass of the last one every process has the mean gradient of a
 
 
 def distribute(
-    model: nn.Module, ema: nn.Module, run: Run, group: Group, example: Tensor
+    model: nn.Module, ema: ModelEmaV3, run: Run, group: Group, example: Tensor
 ) -> Forward:
     """Spread ``model``, and where it is cut into parts ``ema`` too, over the processes.
 
@@ -63,29 +64,31 @@ def _replicated(model: nn.Module, run: Run, group: Group, example: Tensor) -> Fo
 
 
 def _warm_up(forward: nn.Module, model: nn.Module, example: Tensor) -> None:
-    """One forward and backward pass through DDP before the first step of this process.
+    """Two forward and backward passes through DDP before the first step of this process.
 
-    DDP learns in its first pass which gradients come when, and packs them anew in the second.
-    A static graph learns it wrongly where that first pass is one of several accumulated ones
-    (PyTorch 2.15: no_sync() fails an assertion; leaving DDP out gives wrong gradients without
-    a word). And a run that resumed would add its gradients in another order than the one that
-    went on.
+    DDP learns in the first which gradients there are, in the second in which order they come,
+    and packs them accordingly from the third on. A static graph learns it wrongly where the
+    first is one of several accumulated passes (PyTorch 2.15: no_sync() fails an assertion,
+    leaving DDP out gives wrong gradients without a word). And a run that resumed would add its
+    gradients in another order than the one that went on.
     """
-    with without_statistics(model):
-        logits = forward(example)
-        total = sum(part.sum() for part in (logits if isinstance(logits, tuple) else (logits,)))
-        (total * 0.0).backward()
-    model.zero_grad(set_to_none=True)
+    for _ in range(2):
+        with without_statistics(model):
+            logits = forward(example)
+        parts = logits if isinstance(logits, tuple) else (logits,)
+        (sum(part.sum() for part in parts) * 0.0).backward()
+        model.zero_grad(set_to_none=True)
 
 
 def _sharded(
-    model: nn.Module, ema: nn.Module, run: Run, group: Group, device: torch.device
+    model: nn.Module, ema: ModelEmaV3, run: Run, group: Group, device: torch.device
 ) -> Forward:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (group.size,))
-    for root in (model, ema):
+    ema.foreach = False  # whole buffers and parts of parameters do not mix in one call
+    for root in (model, ema.module):
         for part in root.modules():
             if isinstance(part, Block | Bottleneck):
                 fully_shard(part, mesh=mesh)

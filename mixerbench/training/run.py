@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Ta
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.training import checkpoint, provenance
-from mixerbench.training.folder import identity_of, open_folder
+from mixerbench.training.folder import complete, identity_of, open_folder
 from mixerbench.training.group import ALONE, Group
 from mixerbench.training.loop import Result, build_model, train
 from mixerbench.training.parallel import whole
@@ -125,7 +124,7 @@ def _prepare(settings: Settings, group: Group) -> tuple[Splits, nn.Module, nn.Mo
         check_processes(settings.protocol.recipe.batch, group.size)
         for plugin in settings.plugins:
             load_plugin(plugin)
-        _complete(settings, splits)
+        complete(settings.protocol, splits)
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
         if settings.run.measure and group.is_first:
@@ -190,20 +189,6 @@ def _out_of_memory(settings: Settings, device: torch.device) -> Iterator[None]:
             "and the result: run.grad_checkpointing=true, run.precision=bf16, or "
             "run.parallel=fsdp with more devices. Continue with run.resume=auto."
         ) from error
-
-
-def _complete(settings: Settings, splits: Splits) -> None:
-    """Fill in what only the data itself can tell; from here on the fingerprint is final."""
-    data = settings.protocol.data
-    data.num_classes = len(splits.train.classes)
-    data.digest = splits.digest()
-    distillation = settings.protocol.recipe.distillation
-    if distillation.kind != "none" and distillation.teacher_checkpoint is not None:
-        path = Path(distillation.teacher_checkpoint).expanduser()
-        if not path.is_file():
-            raise ValueError(f"there is no teacher checkpoint {path}.")
-        with open(path, "rb") as file:
-            distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _try_names(settings: Settings, model: nn.Module) -> None:

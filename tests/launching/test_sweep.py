@@ -16,7 +16,6 @@ from mixerbench.config.compose import compose_sweep
 from mixerbench.config.schema import Settings, build
 from mixerbench.errors import PREEMPTED, TrainingStopped, UserError
 from mixerbench.launching import local as sweep_module
-from mixerbench.launching.job import Job
 from mixerbench.launching.local import default_jobs, run_sweep
 
 # Writes when it began and ended and what it was told; seed 1 fails, seed 2 ends without a word.
@@ -104,7 +103,7 @@ def test_an_interrupt_ends_the_children(
     children: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
-    start = sweep_module._Child.start
+    start = sweep_module._Process.start
 
     def started_and_remembered(self: Any, slot: str | None) -> Any:
         child = start(self, slot)
@@ -114,8 +113,8 @@ def test_an_interrupt_ends_the_children(
     def interrupt(self: Any, view: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_module._Child, "start", started_and_remembered)
-    monkeypatch.setattr(sweep_module._Child, "report", interrupt)
+    monkeypatch.setattr(sweep_module._Process, "start", started_and_remembered)
+    monkeypatch.setattr(sweep_module._Process, "report", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(_sweep("run.seed=0,3", "launcher.jobs=2"))
     assert len(started) == 2
@@ -134,9 +133,9 @@ def test_runs_have_names_that_tell_them_apart(
     overrides: str, names: list[str], children: Callable[[], list[Any]], monkeypatch: Any
 ) -> None:
     started: list[str] = []
-    start = sweep_module._Child.start
+    start = sweep_module._Process.start
     monkeypatch.setattr(
-        sweep_module._Child,
+        sweep_module._Process,
         "start",
         lambda self, slot: (started.append(self.name), start(self, slot))[1],
     )
@@ -169,8 +168,7 @@ def test_progress_is_read_from_the_childs_journal(
     scratch, folder = tmp_path / "0", tmp_path / "run"
     scratch.mkdir()
     folder.mkdir()
-    child = sweep_module._Child("name", settings, scratch)
-    child._job = Job(scratch)
+    child = sweep_module._Process("name", settings, scratch)
     shown: list[tuple[str, Any]] = []
 
     class View:

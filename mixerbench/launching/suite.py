@@ -1,0 +1,274 @@
+"""A suite: a whole benchmark as one object, mixers x sizes x seeds under one protocol.
+
+Everything that it knows of earlier starts is in the folders below run.root: it keeps no
+state of its own that a kill could lose. Knows no torch, as far as the data does not need it.
+"""
+
+import copy
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixerbench.config.compose import (
+    CONFIGS,
+    _in_hydras_words,
+    compose_sweep,
+    config_names,
+)
+from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
+from mixerbench.errors import Preempted, UserError, as_user_errors
+from mixerbench.launching.local import names_of, run_jobs
+from mixerbench.launching.table import BROKEN, FINISHED, IN_USE, WAITING, SuiteTable
+from mixerbench.tracking.journal import FILE_NAME, Record, read
+from mixerbench.training.folder import complete, find_folders, identity_of, is_finished, is_free
+from mixers.catalog import nearest
+
+_FIELDS = ("description", "runs")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+~-]+")
+_PATIENCE_SECONDS = 60
+"""For a run that another process trains: what a killed suite has left saves its state and ends."""
+
+_OWN = (
+    "run.seed",
+    *(f"protocol.{name}" for name in ("name", "description", "patch_size", "recipe.name")),
+)
+"""Settings in which the runs of a suite may differ beside the model: names, and what it takes."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The runs of a benchmark, by name."""
+
+    name: str
+    description: str
+    runs: dict[str, Settings]
+
+    @property
+    def any_run(self) -> Settings:
+        """For what all runs share."""
+        return next(iter(self.runs.values()))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What earlier starts have left of a run."""
+
+    state: str  # FINISHED, BROKEN, IN_USE or WAITING
+    folder: Path | None = None
+
+    def records(self) -> list[Record]:
+        return [record for record, _ in read(self.folder / FILE_NAME)] if self.folder else []
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_suite(place: str, given: Sequence[str] = ()) -> Suite:
+    """The suite of that name or file, with further settings instead of its own or beside them.
+
+    Raises:
+        UserError: there is no such suite, its file or a setting cannot be read, or the runs
+            differ in more than the model and the seed.
+    """
+    path = _find(place)
+    content = _content(path)
+    settings = {_key(key): _override(path, key, value) for key, value in content["runs"].items()}
+    for setting in given:
+        key = _key(setting.partition("=")[0])
+        if key == "run.resume":
+            raise UserError("run.resume is not set for a suite: it resumes what is unfinished.")
+        settings[key] = setting
+    runs = compose_sweep(list(settings.values()))
+    _check_shared(runs)
+    return Suite(path.stem, str(content.get("description") or ""), _named(runs))
+
+
+def _find(place: str) -> Path:
+    if place.endswith((".yaml", ".yml")):
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise UserError(f"there is no suite {path}.")
+        return path
+    known = config_names("suite")
+    if place not in known:
+        raise UserError(
+            f"unknown suite {place!r}. {nearest(place, known)} Your own file is suite=FILE.yaml."
+        )
+    return CONFIGS / "suite" / f"{place}.yaml"
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no suite: expected 'runs:' and below it settings.")
+    for key in content:
+        if key not in _FIELDS:
+            raise UserError(f"{path}: a suite has no field {key!r}. {nearest(str(key), _FIELDS)}")
+    if not isinstance(content.get("runs"), dict) or not content["runs"]:
+        raise UserError(f"{path}: expected settings below 'runs:', such as mixer: [attention, lit]")
+    return content
+
+
+def _key(key: str) -> str:
+    """One word for ``recipe.epochs`` and ``protocol.recipe.epochs``."""
+    return key.removeprefix("protocol.")
+
+
+def _override(path: Path, key: Any, value: Any) -> str:
+    """``mixer=attention,lit`` for a list, as the command line has it."""
+    if value == []:
+        raise UserError(f"{path}: {key} has no values.")
+    if key in ("run.resume", "suite"):
+        raise UserError(f"{path}: {key} is not set in a suite.")
+    values = value if isinstance(value, list) else [value]
+    return f"{key}={','.join(map(_word, values))}"
+
+
+def _word(value: Any) -> str:
+    """A name as a name: what looks like text only is not quoted, as on a command line."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return _in_hydras_words(value)
+
+
+def _check_shared(runs: Sequence[Settings]) -> None:
+    """Refuse what would not stand in one table.
+
+    Raises:
+        UserError: names the setting that differs.
+    """
+    first = _shared(runs[0])
+    for other in map(_shared, runs[1:]):
+        for key in dict.fromkeys([*first, *other]):
+            if first.get(key) != other.get(key):
+                raise UserError(
+                    f"the runs of a suite have one protocol, and differ in the model and run.seed "
+                    f"only: {key} is {first.get(key)} in some and {other.get(key)} in others."
+                )
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    groups = {
+        name: dataclasses.asdict(getattr(settings, name))
+        for name in ("protocol", "run", "tracking", "launcher")
+    }
+    return {key: value for key, value in flatten(groups) if key not in _OWN}
+
+
+def _named(runs: Sequence[Settings]) -> dict[str, Settings]:
+    seen: dict[tuple[Any, ...], str] = {}
+    names = names_of(runs)
+    for name, settings in zip(names, runs, strict=True):
+        identity = tuple(identity_of(settings).values())
+        if identity in seen:
+            raise UserError(
+                f"two runs of the suite are the same one, {seen[identity]} and {name}: name each "
+                "model and each seed once."
+            )
+        seen[identity] = name
+    return dict(zip(names, runs, strict=True))
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def fingerprint_of(suite: Suite) -> str:
+    """The fingerprint of the suite's protocol; opens the images, which are part of it.
+
+    Raises:
+        UserError: they are not there, or do not fit the settings.
+    """
+    from mixerbench.data.images import open_images
+
+    protocol = copy.deepcopy(suite.any_run.protocol)
+    with as_user_errors():
+        complete(protocol, open_images(protocol))
+    return protocol_fingerprint(protocol)
+
+
+def find_runs(suite: Suite, fingerprint: str) -> dict[str, Found]:
+    """What there is of each run below run.root."""
+    identities = [
+        identity_of(settings) | {"protocol_fingerprint": fingerprint}
+        for settings in suite.runs.values()
+    ]
+    folders = find_folders(suite.any_run.run.root, identities)
+    return {name: _judge(found) for name, found in zip(suite.runs, folders, strict=True)}
+
+
+def _judge(folders: Sequence[Path]) -> Found:
+    """``folders`` of one run, the newest first: a finished one counts, else the newest."""
+    for folder in folders:
+        if is_finished(folder):
+            return Found(FINISHED, folder)
+    if not folders:
+        return Found(WAITING)
+    return Found(BROKEN if is_free(folders[0]) else IN_USE, folders[0])
+
+
+def run_suite(suite: Suite, fingerprint: str, table: SuiteTable) -> dict[str, str]:
+    """Train what is not finished: resume what was begun, leave out what another process trains.
+
+    Returns:
+        why each run that did not finish did not.
+
+    Raises:
+        Preempted: a scheduler said so; the running ones have saved their state.
+    """
+    found = find_runs(suite, fingerprint)
+    show_found(found, table)
+    found |= _wait_for_others(found, table)
+    jobs = {
+        name: _to_train(settings, found[name])
+        for name, settings in suite.runs.items()
+        if found[name].state in (WAITING, BROKEN)
+    }
+    try:
+        failures = run_jobs(jobs, table)
+    except Preempted as stop:
+        raise Preempted(
+            f"{str(stop).partition(':')[0]}: the running ones of {len(jobs)} runs have saved their "
+            "state. The same command goes on with them."
+        ) from None
+    for name, one in found.items():
+        if one.folder is not None and one.state == IN_USE:
+            if is_finished(one.folder):
+                table.recall(name, FINISHED, one.records())
+            else:
+                failures[name] = f"{one.folder} is being trained by another process."
+    return failures
+
+
+def show_found(found: Mapping[str, Found], table: SuiteTable) -> None:
+    for name, one in found.items():
+        table.recall(name, one.state, one.records())
+
+
+def _wait_for_others(found: Mapping[str, Found], table: SuiteTable) -> dict[str, Found]:
+    """What becomes of the runs that other processes train, within a minute for all together."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    after = {}
+    for name, one in found.items():
+        if one.folder is None or one.state != IN_USE:
+            continue
+        table.note(name, f"another process trains it: waiting up to {_PATIENCE_SECONDS} s for it")
+        free = is_free(one.folder, max(deadline - time.monotonic(), 0))
+        after[name] = _judge([one.folder]) if free else one
+        if not free:
+            table.note(name, f"left out: {one.folder} is still being trained by another process")
+    show_found(after, table)
+    return after
+
+
+def _to_train(settings: Settings, found: Found) -> Settings:
+    resume = "never" if found.folder is None else str(found.folder)
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, resume=resume))

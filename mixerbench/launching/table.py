@@ -1,0 +1,178 @@
+"""The runs of a suite as one table: live on a terminal, a line for each event elsewhere."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from mixerbench.tracking.journal import Record
+from mixerbench.tracking.keys import Metric
+
+WAITING, RUNNING, RESUMED = "waiting", "running", "resumed"
+FINISHED, BROKEN, FAILED, IN_USE = "finished", "broken", "failed", "in use"
+
+_STYLES = {
+    WAITING: "dim",
+    RUNNING: "cyan",
+    RESUMED: "cyan",
+    FINISHED: "green",
+    BROKEN: "yellow",
+    FAILED: "red",
+    IN_USE: "yellow",
+}
+_SHOWN_FIRST = (RUNNING, RESUMED, FAILED, BROKEN, IN_USE, WAITING, FINISHED)
+"""What a terminal with too few lines keeps."""
+
+_LINES_BESIDE_ROWS = 4  # header, counts, what is left out, and the prompt
+
+
+@dataclass
+class _Row:
+    name: str
+    state: str = WAITING
+    starts: int = 0
+    step: int = 0
+    total: int | None = None
+    loss: float | None = None
+    top1: float | None = None
+    seconds: float | None = None  # of training, once it is finished
+    known_until: int = -1  # time of the newest record of an earlier process
+    began: tuple[float, int] | None = None  # when this process was at which step
+
+    def take(self, record: Record) -> None:
+        kind, values = record["kind"], record.get("values", {})
+        if kind == "start":
+            self.starts += 1
+            self.state = RUNNING if self.starts == 1 else RESUMED
+            self.total, self.began = record["total_steps"], None
+        elif kind == "end":
+            ended = {"FINISHED": FINISHED, "KILLED": BROKEN}
+            self.state = ended.get(record["status"], FAILED)
+        elif kind == "metrics":
+            if Metric.TRAIN_LOSS in values:
+                self.step, self.loss = record["step"], values[Metric.TRAIN_LOSS]
+                self.began = self.began or (record["time"] / 1000, record["step"])
+            for key in (Metric.VAL_TOP1, Metric.FINAL_TOP1):
+                self.top1 = values.get(key, self.top1)
+            self.seconds = values.get(Metric.TRAINING_SECONDS, self.seconds)
+
+    def cells(self) -> tuple[str, ...]:
+        total = "?" if self.total is None else self.total
+        return (
+            escape(self.name),
+            f"[{_STYLES[self.state]}]{self.state}[/]",
+            f"{self.step}/{total}" if self.starts else "-",
+            "-" if self.loss is None else f"{self.loss:.3f}",
+            "-" if self.top1 is None else f"{self.top1:.2f} %",
+            self._time(),
+        )
+
+    def _time(self) -> str:
+        if self.state == FINISHED and self.seconds is not None:
+            return _clock(self.seconds)
+        if self.state in (RUNNING, RESUMED) and self.began is not None and self.total is not None:
+            since, first = self.began
+            if self.step > first:
+                pace = (time.time() - since) / (self.step - first)
+                return f"{_clock(pace * (self.total - self.step))} left"
+        return "-"
+
+
+class SuiteTable:
+    """A row for each run: a context in which it is kept up to date.
+
+    Args:
+        enabled: False: only what went wrong is said.
+    """
+
+    def __init__(self, names: Iterable[str], enabled: bool = True) -> None:
+        self._rows = {name: _Row(name) for name in names}
+        self._console = Console(stderr=True)
+        live = enabled and self._console.is_terminal
+        self._lines = enabled and not live
+        self._fits = self._console.height - _LINES_BESIDE_ROWS if live else None
+        self._live = Live(get_renderable=self.render, console=self._console) if live else None
+
+    def __enter__(self) -> "SuiteTable":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fits = None  # what stays on the terminal is the whole table
+        if self._live is not None:
+            self._live.stop()
+
+    def recall(self, name: str, state: str, records: Iterable[Record] = ()) -> None:
+        """Take in what was before, and in which state it has left the run ``name``."""
+        row = self._rows[name] = _Row(name)
+        for record in records:
+            row.take(record)
+            row.known_until = record["time"]
+        row.state = state
+
+    def expect(self, name: str) -> None:
+        """Show a run that has not begun; all of a suite are shown from the beginning."""
+
+    def show(self, name: str, record: Record) -> None:
+        """Take in one record of the journal of the run ``name``; again what is known is nothing."""
+        row = self._rows[name]
+        if record["time"] <= row.known_until:
+            return
+        before = row.state
+        row.take(record)
+        if row.state != before and row.state in (RUNNING, RESUMED):
+            self._say(f"{name}: {row.state}")
+        if Metric.VAL_TOP1 in record.get("values", {}):
+            self._say(f"{name}: step {record['step']}/{row.total}, top-1 {row.top1:.2f} %")
+
+    def ended(self, name: str, message: str) -> None:
+        """Say how the run ``name`` ended, and why it did not finish, if it did not."""
+        row = self._rows[name]
+        if not message:
+            row.state = FINISHED
+            self._say(f"{name}: {row.state}")
+            return
+        if row.state != BROKEN:  # told to stop: it is no failure of its own
+            row.state = FAILED
+        self.note(name, message)
+
+    def note(self, name: str, message: str) -> None:
+        """Say something of the run ``name`` without breaking the table."""
+        self._console.print(f"{name}: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        """The table, with as many rows as fit, and the number of runs in each state."""
+        rows, left_out = list(self._rows.values()), 0
+        counts = Counter(row.state for row in rows)
+        if self._fits is not None and len(rows) > self._fits:
+            by_need = sorted(rows, key=lambda row: _SHOWN_FIRST.index(row.state))
+            kept = {row.name for row in by_need[: max(self._fits, 1)]}
+            left_out = len(rows) - len(kept)
+            rows = [row for row in rows if row.name in kept]
+        said = ", ".join(f"{counts[state]} {state}" for state in _STYLES if counts[state])
+        caption = f"{len(self._rows)} runs: {said}" + (f"; {left_out} not shown" * bool(left_out))
+        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+        for header in ("run", "state"):
+            table.add_column(header, no_wrap=True)
+        for header in ("step", "loss", "top-1", "time"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row.cells())
+        return table
+
+    def _say(self, line: str) -> None:
+        if self._lines:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
