@@ -227,6 +227,12 @@ def _check_launcher(settings: Settings) -> None:
             f"launcher.nodes={launcher.nodes} needs launcher=slurm; without SLURM start "
             "'torchrun --nnodes=... -m mixerbench train ...' on each machine."
         )
+    for option in launcher.options:
+        if not option.startswith("--"):
+            raise ValueError(
+                f"launcher.options={launcher.options}: give sbatch's own options, "
+                """'launcher.options=["--qos=high"]'."""
+            )
     if launcher.devices is not None and len(launcher.devices) < run.devices:
         raise ValueError(
             f"launcher.devices={launcher.devices} are fewer than run.devices={run.devices} of "

@@ -237,7 +237,7 @@ class Launcher:
     warning_seconds: int = 120  # before the time is over, to save the state
     cpus_per_device: int = 8
     memory_gib: Optional[int] = None  # of each machine; None: the partition's default
-    options: dict[str, Any] = field(default_factory=dict)  # of sbatch, such as {qos: high}
+    options: list[str] = field(default_factory=list)  # of sbatch: ["--qos=high"]
     setup: list[str] = field(default_factory=list)  # shell lines before the start
     folder: str = "slurm"  # of the jobs' scripts and logs; all machines must see it
 

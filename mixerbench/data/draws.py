@@ -23,7 +23,7 @@ def seed_generators(purpose: str, *numbers: int) -> None:
     seed = seed_of(purpose, *numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)

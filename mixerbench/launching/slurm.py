@@ -6,6 +6,7 @@ exit code 75; its script asks for the job to be run again, and it goes on.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ class SlurmJob:
             "requeue": True,
             "open-mode": "append",
             "signal": f"{_WARNING}@{launcher.warning_seconds}",
-            **launcher.options,
+            **dict(map(_option, launcher.options)),
         }
         try:
             executor = submitit.SlurmExecutor(folder=self.job.place, python=sys.executable)
@@ -84,7 +85,9 @@ class SlurmJob:
                 **{key: value for key, value in options.items() if value is not None},
                 additional_parameters=sbatch,
             )
+            where = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
             with submitit.helpers.clean_env():  # it may be submitted from within a job
+                os.environ.update(where)
                 submitted = executor.submit(_train_on_node, str(self.job.place))
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             reason = str(error).strip().splitlines()
@@ -149,6 +152,12 @@ def job_name(settings: Settings) -> str:
         [settings.model, dataclasses.asdict(settings.protocol), settings.run.seed]
     )
     return f"mixerbench-{settings.label}-seed{settings.run.seed}-{identity[:8]}"
+
+
+def _option(text: str) -> tuple[str, str | bool]:
+    """``--qos=high`` -> ("qos", "high"), ``--exclusive`` -> ("exclusive", True)."""
+    name, equals, value = text.removeprefix("--").partition("=")
+    return name, value if equals else True
 
 
 def _train_on_node(place: str) -> str:

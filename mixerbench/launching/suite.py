@@ -17,7 +17,7 @@ import yaml
 
 from mixerbench.config.compose import (
     CONFIGS,
-    _in_hydras_words,
+    in_hydras_words,
     compose_sweep,
     config_names,
 )
@@ -137,7 +137,7 @@ def _word(value: Any) -> str:
     """A name as a name: what looks like text only is not quoted, as on a command line."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
         return value
-    return _in_hydras_words(value)
+    return in_hydras_words(value)
 
 
 def _check_shared(runs: Sequence[Settings]) -> None:

@@ -25,6 +25,7 @@ from mixerbench.errors import UserError
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
 from mixerbench.tracking.upload import RUN_FILE
+from mixerbench.training.place import launch_id
 
 if TYPE_CHECKING:
     from mixerbench.data.images import Splits
@@ -133,18 +134,12 @@ def _new_folder(settings: Settings, identity: dict[str, Any]) -> Path:
     raise UserError(f"{parent} has a hundred runs called {name}: remove some.")
 
 
-def _launch_id() -> str | None:
-    """What torch's elastic agent calls this launch, the same after a restart; None without one."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if name == "none" else name  # torchrun's default, which is nobody's own
-
-
 def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> None:
     protocol = settings.protocol
     content = {
         **identity,
         "uid": uuid.uuid4().hex,
-        "launch": _launch_id(),
+        "launch": launch_id(),
         "name": f"{settings.label}-seed{settings.run.seed}",
         "label": settings.label,
         "experiment": settings.tracking.experiment or f"mixerbench-{protocol.name}",
@@ -157,7 +152,7 @@ def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> Non
 
 
 def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
-    resume, launch = settings.run.resume, _launch_id()
+    resume, launch = settings.run.resume, launch_id()
     if launch is not None:
         own = _newest_unfinished(settings.run.root, {**identity, "launch": launch})
         if own is not None:

@@ -3,6 +3,7 @@
 Messages between them go through gloo, from memory to memory: none waits for a GPU.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,11 @@ def join() -> Iterator[Group]:
     if group.size == 1:
         yield group
         return
+    if "MASTER_ADDR" not in os.environ:  # srun says who is there, and not where to meet
+        import submitit
+
+        os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")
+        submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(group.local_rank % torch.cuda.device_count())

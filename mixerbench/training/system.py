@@ -1,6 +1,7 @@
 """The machine's load, beside the curves."""
 
 import threading
+from contextlib import suppress
 
 from mixerbench.measure.hardware import system_metrics
 from mixerbench.tracking.journal import Journal
@@ -27,4 +28,5 @@ class SystemMetrics:
     def _work(self) -> None:
         while not self._closing.wait(self._every):
             values = {Metric.SYSTEM + key: value for key, value in system_metrics().items()}
-            self._journal.metrics(self._journal.age_seconds(), values)
+            with suppress(OSError):  # a full disk: the run itself says so, or has room by then
+                self._journal.metrics(self._journal.age_seconds(), values)

@@ -8,22 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm import REQUEUE_EXIT, Cluster, SlurmStartError, missing_programs, slurm_cluster
+from slurm import REQUEUE_EXIT, Cluster, SlurmStartError, slurm_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
-    if missing := missing_programs():
-        reason = f"not installed: {', '.join(missing)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with slurm_cluster(tmp_path_factory.mktemp("slurm"), nodes=2) as cluster:
         yield cluster
 

@@ -195,6 +195,14 @@ def store_uri(request: pytest.FixtureRequest) -> str:
     return uri
 
 
+def _stop_listening(listener: socket.socket, thread: threading.Thread) -> None:
+    # Closed under a thread that waits in accept(), its number goes to the next socket, from
+    # which that thread would then take connections.
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
+
+
 class Proxy:
     """Stands before a server and does to its answers what networks and tired servers do."""
 
@@ -214,10 +222,11 @@ class Proxy:
         """The status of every answer that the server gave and the client got."""
         self.refused = 0
         """Connections that the server did not take."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        self._socket.close()
+        _stop_listening(self._socket, self._thread)
 
     def _accept(self) -> None:
         while True:
@@ -302,12 +311,11 @@ def answering() -> Iterator[Callable[[bytes | None], tuple[str, list[socket.sock
 
     Returns its http:// address and the list of connections that it has accepted.
     """
-    listening: list[socket.socket] = []
+    listening: list[tuple[socket.socket, threading.Thread]] = []
     connections: list[socket.socket] = []
 
     def start(answer: bytes | None) -> tuple[str, list[socket.socket]]:
         listener = socket.create_server(("127.0.0.1", 0))
-        listening.append(listener)
 
         def work() -> None:
             while True:
@@ -321,9 +329,13 @@ def answering() -> Iterator[Callable[[bytes | None], tuple[str, list[socket.sock
                     connection.sendall(answer)
                     connection.close()
 
-        threading.Thread(target=work, daemon=True).start()
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        listening.append((listener, thread))
         return f"http://127.0.0.1:{listener.getsockname()[1]}", connections
 
     yield start
-    for one in (*listening, *connections):
-        one.close()
+    for listener, thread in listening:
+        _stop_listening(listener, thread)
+    for connection in connections:
+        connection.close()

@@ -35,7 +35,7 @@ TINY = [
     "recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=16",
     "run.measure=false", "run.progress=false", "run.log_every_steps=1", "run.device=cpu",
     "tracking.upload_every_seconds=0.05", "tracking.system_metrics_every_seconds=0.2",
-    "tracking.upload_weights=false",
+    "tracking.upload_weights=false", "tracking.timeout_seconds=60",
 ]  # fmt: skip
 ENDLESS = ["recipe.epochs=1000000", "run.evaluate_every_epochs=1000000",
            "run.checkpoint_every_epochs=1000000"]  # fmt: skip

@@ -1,0 +1,170 @@
+"""What it costs that every draw is a function of seed, step and sample.
+
+Peer: the same steps from PyTorch's plain RandomSampler, with generators that nobody sets. Both
+sides train in one process, in turns of a few steps, on JPEG files of ImageNet's usual size;
+``protocol=digits`` among the settings takes the digits, the smallest images there are.
+
+    python benchmarks/virtual_ranks.py [--rounds 20] [--out benchmarks/results/virtual_ranks.json]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import Settings
+from mixerbench.data.draws import seed_generators
+from mixerbench.data.images import Images, open_images
+from mixerbench.data.loader import train_loader
+from mixerbench.devices import choose_device
+from mixerbench.measure.hardware import hardware_name
+from mixerbench.models.backbone import without_statistics
+from mixerbench.recipe.augmentation import train_transform
+from mixerbench.recipe.loss import create_loss
+from mixerbench.recipe.mixup import create_mixup
+from mixerbench.recipe.optimization import create_optimizer
+from mixerbench.training.loop import build_model
+
+STEPS = 4  # of one turn
+IMAGES = 512
+
+
+def make_tree(root: Path) -> None:
+    """Crops of two photographs of 500 x 375 pixels, ImageNet's median, in 8 classes."""
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in range(IMAGES):
+        left, top = 17 * number % 140, 11 * number % 52
+        crop = photographs[number % 2].crop((left, top, left + 500, top + 375))
+        for split in ("train", "val") if number < 8 else ("train",):
+            path = root / split / str(number % 8) / f"{number}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crop.save(path, quality=92)
+
+
+class Plain(Dataset[Any]):
+    def __init__(self, images: Images, transform: Any) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images.load(index)), self.images.targets[index]
+
+
+class Side:
+    """One way of training; ``run`` takes a turn and returns its seconds."""
+
+    def __init__(self, settings: Settings, exact: bool) -> None:
+        self.exact, self.settings = exact, settings
+        protocol, run = settings.protocol, settings.run
+        self.device = choose_device(run.device)
+        splits = open_images(protocol)
+        classes = len(splits.train.classes)
+        self.model = build_model(settings, classes).to(self.device).train()
+        self.optimizer = create_optimizer(protocol.recipe, self.model)
+        self.loss = create_loss(protocol.recipe)
+        self.mixup = create_mixup(protocol.recipe, classes)
+        batch = protocol.recipe.batch
+        self.ranks = batch.size // batch.micro_batch_size
+        if exact:
+            self.loader, self.order = train_loader(splits.train, protocol, run, self.device)
+        else:
+            data = Plain(splits.train, train_transform(protocol))
+            self.loader = DataLoader(
+                data, batch.micro_batch_size, sampler=RandomSampler(data), drop_last=True,
+                num_workers=run.workers or 0, persistent_workers=bool(run.workers),
+            )  # fmt: skip
+        self.batches = self.forever()
+        self.step = 0
+
+    def forever(self) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            if self.exact:
+                self.order.start_at(epoch)
+            yield from self.loader
+            epoch += 1
+
+    def run(self) -> float:
+        # On a CPU its own time: other programs on the machine do not count.
+        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        started = clock()
+        for _ in range(STEPS):
+            self.optimizer.zero_grad(set_to_none=True)
+            for rank in range(self.ranks):
+                images, targets, *_ = next(self.batches)
+                images, targets = images.to(self.device), targets.to(self.device)
+                if self.exact:
+                    seed_generators("step", 0, self.step, rank)
+                images, targets = self.mixup(images, targets)  # type: ignore[misc]
+                if self.exact and rank:
+                    with without_statistics(self.model):
+                        logits = self.model(images)
+                else:
+                    logits = self.model(images)
+                (self.loss(logits, targets) / self.ranks).backward()
+            self.optimizer.step()
+            self.step += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        make_tree(Path(root))
+        settings = compose(
+            [
+                "protocol=imagenet_deit",
+                f"data.root={root}",
+                "data.num_classes=null",
+                "mixer=patch_ff",
+                "size=micro",
+                "recipe.batch.size=32",
+                "recipe.batch.micro_batch_size=8",
+                *options.settings,
+            ]
+        )
+        exact, plain = Side(settings, True), Side(settings, False)
+        for side in (exact, plain):
+            side.run()
+        turns = [(exact.run(), plain.run()) for _ in range(options.rounds)]
+    ratios = sorted(one / other for one, other in turns)
+    result = {
+        "what": "seconds of exact virtual ranks / of PyTorch's plain sampler and generators",
+        "ratio_median": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "images_per_second": [
+            STEPS * settings.protocol.recipe.batch.size / statistics.median(seconds)
+            for seconds in zip(*turns, strict=True)
+        ],
+        "rounds": options.rounds,
+        "settings": [s for s in settings.overrides if "root" not in s],
+        "hardware": hardware_name(exact.device, settings.run.precision),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    sys.stdout.write(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""torchrun on two machines, which are network namespaces where this machine allows them.
+
+Elsewhere they are two agents on the loopback interface.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mixerbench.tracking.journal import FILE_NAME, read
+
+TINY = [
+    "data=synthetic", "data.train_images=64", "data.val_images=24", "data.num_classes=4",
+    "protocol.image_size=16", "size.depth=1", "size.dim=16", "size.num_heads=2",
+    "recipe.batch.size=16", "recipe.batch.micro_batch_size=4", "recipe.optimizer.lr=2e-4",
+    "recipe.epochs=2", "run.precision=fp64", "run.device=cpu", "run.measure=false",
+    "run.log_every_steps=1", "tracking.offline=true",
+]  # fmt: skip
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[tuple[list[str], dict[str, str], str]]]:
+    """For each machine what to write before a command, its environment, and its address."""
+    names = [f"mixerbench{os.getpid()}{end}" for end in "ab"]
+    links = [f"mb{os.getpid() % 10**6}{end}" for end in "ab"]
+
+    def ip(*arguments: str) -> bool:
+        return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
+
+    try:
+        allowed = all(ip("netns", "add", name) for name in names)
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        local = ([], {"GLOO_SOCKET_IFNAME": "lo"}, "127.0.0.1")
+        yield [local, local]
+        return
+    assert ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
+    for name, link, address in zip(names, links, ADDRESSES, strict=True):
+        assert ip("link", "set", link, "netns", name)
+        assert ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
+        assert ip("-n", name, "link", "set", link, "up") and ip(
+            "-n", name, "link", "set", "lo", "up"
+        )
+    yield [
+        (["ip", "netns", "exec", name], {"GLOO_SOCKET_IFNAME": link}, address)
+        for name, link, address in zip(names, links, ADDRESSES, strict=True)
+    ]
+    for name in names:
+        assert ip("netns", "delete", name)
+
+
+def _losses(runs: Path) -> list[float]:
+    (folder,) = runs.glob("*/*")
+    records = [r["values"] for r, _ in read(folder / FILE_NAME) if r["kind"] == "metrics"]
+    return [values["train/loss"] for values in records if "train/loss" in values]
+
+
+@pytest.mark.slow
+def test_two_machines_have_the_numbers_of_one_process(
+    hosts: list[tuple[list[str], dict[str, str], str]], tmp_path: Path
+) -> None:
+    meeting = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=two",
+               f"--rdzv-endpoint={hosts[0][2]}:29411"]  # fmt: skip
+    agents = []
+    for number, (prefix, environment, address) in enumerate(hosts):
+        host = [f"--local-addr={address}", f"--rdzv-conf=is_host={int(number == 0)}"]
+        train = ["-m", "mixerbench", "train", *TINY, f"run.root={tmp_path}/two"]
+        agents.append(
+            subprocess.Popen(
+                [*prefix, *TORCHRUN, *meeting, *host, *train],
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert sum("top-1" in out for out, _ in said) == 1  # one process speaks for all
+    alone = subprocess.run(
+        [sys.executable, "-m", "mixerbench", "train", *TINY, f"run.root={tmp_path}/one"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    losses = _losses(tmp_path / "two")
+    assert len(losses) == 8
+    assert losses == pytest.approx(_losses(tmp_path / "one"), rel=1e-9)
+    (about,) = (tmp_path / "two").glob("*/*/run.json")
+    assert json.loads(about.read_text())["launch"] == "two"
