@@ -38,12 +38,14 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     if saved and settings.model == saved["model"]:
         settings.label = saved["label"]  # a preset's name
     result, images = evaluate_checkpoint(settings, read_weights(path, ema))
+    replaced = int((result.sources != result.indices).sum())
     if predictions is not None:
         result.write_predictions(Path(predictions), images)
     return (
         f"{settings.label}{' (EMA)' if ema else ''} on {settings.protocol.name}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
         f"{len(result.targets)} images"
+        + (f", {replaced} of them unreadable and replaced by others" if replaced else "")
     )
 
 
@@ -55,9 +57,10 @@ def evaluate_checkpoint(
     Raises:
         UserError: the tensors belong to another model, or the data is not there.
     """
+    from mixerbench.data.corrupt import CorruptImages
     from mixerbench.data.images import open_images
     from mixerbench.data.loader import eval_loader
-    from mixerbench.devices import choose_device
+    from mixerbench.devices import choose_device, weight_dtype
     from mixerbench.training.evaluation import evaluate
     from mixerbench.training.loop import build_model
     from mixers import load_plugin
@@ -69,9 +72,14 @@ def evaluate_checkpoint(
         splits = open_images(settings.protocol)
         model = build_model(settings, len(splits.train.classes))
         load_weights(model, tensors, settings.label)
-    model.to(device)
+    model.to(device, weight_dtype(settings.run.precision))
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
-    return evaluate(model, loader, device, settings.run.precision), splits.val
+    result = evaluate(model, loader, device, settings.run.precision)
+    corrupt = CorruptImages(splits.val, "val", settings.protocol.data.max_corrupt)
+    corrupt.add(result.indices, result.sources)
+    with as_user_errors():
+        corrupt.check()
+    return result, splits.val
 
 
 def find_file(place: str, ema: bool) -> Path:

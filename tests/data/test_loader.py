@@ -147,3 +147,18 @@ def test_workers_are_none_on_the_cpu_and_one_per_core_beside_a_gpu(monkeypatch):
         assert _workers(Run(), gpu) == expected
         assert _workers(Run(), CPU) == 0
     assert _workers(Run(workers=3), gpu) == _workers(Run(workers=3), CPU) == 3
+
+
+def test_a_loader_that_begins_in_the_middle_reads_nothing_that_was_used(small, monkeypatch):
+    protocol = small()
+    images = open_images(protocol).train
+    loader, order = train_loader(images, protocol, Run(workers=0), CPU)
+    read: list[int] = []
+    load = type(images).load
+    monkeypatch.setattr(
+        type(images), "load", lambda self, index: (read.append(index), load(self, index))[1]
+    )
+    order.start_at(0, 4)
+    seen = [index for batch in loader for index in batch[2].tolist()]
+    assert read == seen
+    assert len(seen) == (order.steps_per_epoch - 4) * order.batch_size

@@ -11,7 +11,7 @@ from timm.data import create_loader
 from timm.data.dataset import ImageDataset
 
 from mixerbench.config.schema import Batch
-from mixerbench.data.order import Sample, SampleOrder
+from mixerbench.data.order import Sample, SampleOrder, evaluation_batches
 
 IMAGENET = 1_281_167
 
@@ -183,3 +183,44 @@ def test_an_epoch_of_imagenet_has_deits_1251_steps():
     last = list(order)
     assert len(last) == 8
     assert len({sample for batch in last for sample in batch}) == 1024
+
+
+@given(
+    processes=st.sampled_from([1, 2, 4, 8]),
+    images=st.integers(32, 90),
+    seed=st.integers(0, 5),
+    first_step=st.integers(0, 1),
+)
+def test_processes_share_the_virtual_ranks_of_every_step(
+    processes: int, images: int, seed: int, first_step: int
+) -> None:
+    batch = Batch(size=16, micro_batch_size=2)
+    whole = SampleOrder(images, batch, 3, seed)
+    shares = [SampleOrder(images, batch, 3, seed, own, processes) for own in range(processes)]
+    for order in (whole, *shares):
+        order.start_at(2, first_step)
+    each = 8 // processes
+    dealt = [iter(share) for share in shares]
+    together = [
+        samples
+        for _ in range(whole.steps_per_epoch - first_step)
+        for share in dealt
+        for samples in [next(share) for _ in range(each)]
+    ]
+    assert together == list(whole)
+    assert [len(share) for share in shares] == [len(whole) // processes] * processes
+    rank, step = 5, whole.steps_per_epoch - 1
+    assert whole.micro_batch(2, step, rank) == together[(step - first_step) * 8 + rank]
+
+
+@given(images=st.integers(1, 60), size=st.integers(1, 20), processes=st.integers(1, 9))
+def test_evaluation_deals_out_whole_batches_and_calls_everybody_equally_often(
+    images: int, size: int, processes: int
+) -> None:
+    alone = evaluation_batches(images, size)
+    assert [index for batch in alone for index in batch] == list(range(images))
+    shares = [evaluation_batches(images, size, own, processes) for own in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    assert dealt[: len(alone)] == alone
+    assert all(batch == alone[0] for share in shares for batch in share if batch not in alone[1:])

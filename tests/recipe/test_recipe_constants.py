@@ -21,6 +21,7 @@ DEIT = {
     "data.num_classes": 1000,
     "data.mean": [0.485, 0.456, 0.406],
     "data.std": [0.229, 0.224, 0.225],
+    "data.exif_orientation": False,
     "data.train_images": None,
     "data.val_images": None,
     "data.digest": None,
@@ -149,7 +150,11 @@ CHANGES = {
         "data.num_classes": 100,
         **CIFAR,
     },
-    "folder": {"data.name": "folder", "data.num_classes": None},
+    "folder": {
+        "data.name": "folder",
+        "data.num_classes": None,
+        "data.exif_orientation": True,
+    },
     "synthetic": {
         "data.name": "synthetic",
         "data.source": "synthetic",

@@ -19,6 +19,7 @@ from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, Tracking
 from mixerbench.errors import Preempted, UserError
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
+from mixerbench.tracking.store import check_reachable
 from mixerbench.tracking.upload import BackgroundUpload, Upload
 from mixerbench.training.run import run_training
 
@@ -247,6 +248,7 @@ def test_a_database_that_is_gone_is_told_at_the_start_and_training_offline_does_
     tiny: Callable[..., Settings], server: Any, postgres: Any
 ) -> None:
     settings = tiny(server.uri)
+    check_reachable(server.uri, 60)  # a server that has never seen its database waits for it
     postgres.stop()
     try:
         with pytest.raises(UserError) as refusal:  # though the server calls itself healthy
