@@ -185,7 +185,8 @@ def check_processes(batch: Batch, processes: int) -> None:
         raise ValueError(
             f"{processes} processes cannot share a batch of {batch.size} images in micro-batches "
             f"of {batch.micro_batch_size}: run.devices (times the machines) may be "
-            f"{', '.join(fitting)}."
+            f"{', '.join(fitting)}. Smaller micro-batches (protocol.recipe.batch.micro_batch_size) "
+            "are another protocol."
         )
 
 

@@ -17,9 +17,9 @@ import yaml
 
 from mixerbench.config.compose import (
     CONFIGS,
-    in_hydras_words,
     compose_sweep,
     config_names,
+    in_hydras_words,
 )
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, UserError, as_user_errors

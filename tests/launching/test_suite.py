@@ -405,7 +405,8 @@ def test_a_terminal_with_few_lines_keeps_the_rows_that_matter(
 # --- real processes ---------------------------------------------------------------------------
 
 BREAKABLE = """
-import os, torch
+import os
+from mixers import TokenMixer, register_mixer
 
 @register_mixer("breakable")
 class Breakable(TokenMixer):
@@ -456,7 +457,7 @@ def test_a_suite_that_is_killed_loses_nothing_and_repeats_nothing(
 ) -> None:
     settings = {
         **TINY, "mixer": "identity", "run.seed": [0, 1, 2], "launcher.jobs": 2,
-        "recipe.epochs": 100, "run.evaluate_every_epochs": 50, "recipe.regularization.dropout": 0.1,
+        "recipe.epochs": 40, "run.evaluate_every_epochs": 20, "recipe.regularization.dropout": 0.1,
     }  # fmt: skip
     place = f"suite={write(settings)}"
 
@@ -486,18 +487,17 @@ def test_a_suite_that_is_killed_loses_nothing_and_repeats_nothing(
     assert (third.returncode, err) == (0, "")
     assert _bytes_below(tmp_path / "runs") == before
 
-    for folder in resumed:
-        settings = read_settings(folder)
-        settings.run.root, settings.run.resume = str(tmp_path / "undisturbed"), "never"
-        undisturbed = run_training(settings).folder
-        for file in (Artifact.MODEL, Artifact.EMA):
-            expected, found = load_file(undisturbed / file), load_file(folder / file)
-            for key, tensor in expected.items():
-                assert torch.equal(tensor, found[key]), f"{folder}: {key}"
+    alone = read_settings(resumed[0])
+    alone.run.root, alone.run.resume = str(tmp_path / "undisturbed"), "never"
+    undisturbed = run_training(alone).folder
+    for file in (Artifact.MODEL, Artifact.EMA):
+        expected, found = load_file(undisturbed / file), load_file(resumed[0] / file)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
 
 
 def _is_under_way(folder: Path) -> bool:
-    return any(record.get("step", 0) >= 30 for record, _ in read(folder / FILE_NAME))
+    return any(record.get("step", 0) >= 10 for record, _ in read(folder / FILE_NAME))
 
 
 @pytest.mark.slow
@@ -510,7 +510,7 @@ def test_a_failing_run_stops_no_other_and_is_resumed_next_time(
     switch.touch()
     settings = {
         **TINY, "plugins": [["mine.py"]], "mixer": "breakable", "tracking.offline": False,
-        "mixer.file": [str(switch), str(tmp_path / "never")], "launcher.jobs": 2,
+        "mixer.file": ["broken", "never"], "launcher.jobs": 2,
     }  # fmt: skip
     place = f"suite={write(settings)}"
 
@@ -518,7 +518,7 @@ def test_a_failing_run_stops_no_other_and_is_resumed_next_time(
     assert first.returncode == 1, err
     last = err.splitlines()[-1]
     assert "1 of 2 runs did not finish" in last
-    assert "/broken" in last and "/never" not in last
+    assert "file=broken" in last and "file=never" not in last
     assert "top-1 (%)" in out  # the leaderboard of the other one
     assert sorted(map(is_finished, _journals(tmp_path).values())) == [False, True]
 
