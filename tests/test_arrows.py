@@ -101,7 +101,7 @@ def test_the_leaderboard_knows_the_names_of_logged_keys_only() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    rest = [module for module in SOURCES if module != "mixerbench.cli"]
+    rest = [module for module in SOURCES if module not in ("mixerbench.cli", "mixerbench.__main__")]
     assert _offenders(rest, ("mixerbench.cli",)) == []
 
 

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixerbench.errors import Preempted, TrainingStopped
-from mixerbench.launching.job import Job
+from mixerbench.launching.job import Job, child_environment
 from mixerbench.training.preemption import SIGNALS
 
 _AGAIN_SECONDS = 5.0
@@ -66,6 +66,7 @@ def run_processes(
     )
     start = elastic_launch(config, sys.executable)
     os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
+    os.environ.update(child_environment())
     failure = "its processes ended without a word"
     with _Forwarding() as forwarding:
         try:

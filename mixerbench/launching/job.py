@@ -20,6 +20,7 @@ from mixerbench.errors import Preempted, TrainingStopped, UserError
 
 _KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted)}
 _FINISHED = "finished"
+_PARENT = "MIXERBENCH_PARENT"
 
 
 class Job:
@@ -82,6 +83,11 @@ class Job:
         raise _KINDS[content["kind"]](content["message"])
 
 
+def child_environment() -> dict[str, str]:
+    """Of a process that will call ``end_with_parent``."""
+    return {**os.environ, _PARENT: str(os.getpid())}
+
+
 def end_with_parent() -> None:
     """Let this process be told to stop (SIGTERM) when the one that started it is gone.
 
@@ -90,7 +96,7 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() == 1:  # it was faster
+        if os.environ.get(_PARENT) != str(os.getppid()):  # it has gone already
             os.kill(os.getpid(), signal.SIGTERM)
 
 

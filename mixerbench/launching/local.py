@@ -18,7 +18,7 @@ from typing import Protocol
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Preempted, TrainingStopped, exit_code
-from mixerbench.launching.job import Job, end_with_parent
+from mixerbench.launching.job import Job, child_environment, end_with_parent
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.progress import ProgressView
@@ -176,7 +176,7 @@ class _Process(Child):
     def start(self, slot: str | None) -> "_Process":
         self.slot = slot
         Job.create(self.job.place, self.settings)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.settings.run.threads)}
+        environment = {**child_environment(), "OMP_NUM_THREADS": str(self.settings.run.threads)}
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         self._process = subprocess.Popen(

@@ -27,6 +27,8 @@ FAST = [
     ("train mixer=local_attention backbone.pool=token", 2),
     ("train run.device=gpu", 2),
     ("train --cfg mixer=patch_ff size=base", 0),
+    ("suite run suite=sed", 2),
+    ("suite run suite=seeds mixer=pach_ff", 2),
     ("profile mixer=pach_ff", 2),
     ("leaderboard --format xml", 2),
     ("sync /nowhere", 2),

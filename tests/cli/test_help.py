@@ -12,7 +12,7 @@ from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixers.plan import SCHEDULES
 
-COMMANDS = ("train", "eval", "profile", "list", "leaderboard", "sync")
+COMMANDS = ("train", "suite", "eval", "profile", "list", "leaderboard", "sync")
 Command = Callable[..., Any]
 
 
@@ -48,6 +48,10 @@ def test_the_version_is_the_packages(command: Command) -> None:
         (["sync"], ("mixerbench sync --help",)),
         (["sync", "/nowhere"], ("/nowhere", "run's folder")),
         (["eval"], ("checkpoint=",)),
+        (["suite"], ("run", "show")),
+        (["suite", "shwo"], ("'shwo'", "'show'")),
+        (["suite", "run"], ("suite=NAME", "list suites")),
+        (["suite", "show", "suite=sed"], ("'sed'", "'seeds'")),
         (["leaderboard", "--format", "xml"], ("'xml'", "csv", "markdown")),
         (["leaderboard", "--sort", "top-1"], ("'top-1'", "top1")),
         (["leaderboard", "--uri", "sqlite:////nowhere/a.db"], ("/nowhere/a.db",)),
@@ -78,6 +82,7 @@ def test_list_names_everything_that_can_be_named(command: Command) -> None:
         *PRESETS, *(name for sizes in SIZES.values() for name in sizes),
         *part_catalog("channel_mixer"), *part_catalog("merging"),
         *config_names("protocol"), *config_names("recipe"), *config_names("data"),
+        *config_names("suite"),
     ):  # fmt: skip
         assert f"\n{name} " in out or f"\n{name}\n" in out
 

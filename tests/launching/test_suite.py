@@ -416,7 +416,7 @@ class Breakable(TokenMixer):
     paper = "none"
 
     def __init__(self, dim, grid, num_heads, *, file: str = ""):
-        super().__init__()
+        super().__init__(dim, grid, num_heads)
         self.file = file
 
     def forward(self, x, grid):

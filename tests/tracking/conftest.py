@@ -101,9 +101,9 @@ class Disk:
 def small_disk(tmp_path: Path) -> Iterator[Disk]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a small disk, outside of most containers")
     yield Disk(folder)
     subprocess.run(["umount", "--lazy", folder], check=True)  # a journal may be open still
 
