@@ -67,6 +67,8 @@ def run_processes(
     start = elastic_launch(config, sys.executable)
     os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
     os.environ.update(child_environment())
+    # Else the processes of a restart find the addresses of the dead ones in the agent's store.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     failure = "its processes ended without a word"
     with _Forwarding() as forwarding:
         try:
@@ -76,8 +78,8 @@ def run_processes(
         except ChildFailedError as error:
             rank, first = error.get_first_failure()
             failure = (
-                f"process {rank} of {run.devices * nodes} failed, and all of them had been "
-                f"restarted {run.max_restarts} times (run.max_restarts). {first.message.strip()}"
+                f"process {rank} of {run.devices * nodes} failed ({first.message.strip()}), and "
+                f"run.max_restarts={run.max_restarts} restarts of all are used up"
             )
     if not is_host:
         return ""

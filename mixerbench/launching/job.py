@@ -17,6 +17,7 @@ import yaml
 
 from mixerbench.config.schema import Settings, build
 from mixerbench.errors import Preempted, TrainingStopped, UserError
+from mixerbench.files import write_whole
 
 _KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted)}
 _FINISHED = "finished"
@@ -37,7 +38,7 @@ class Job:
         place.mkdir(parents=True, exist_ok=True)
         job = cls(place)
         text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-        _write_whole(job._settings, text)
+        write_whole(job._settings, text)
         return job
 
     def settings(self) -> Settings:
@@ -48,7 +49,7 @@ class Job:
         return Path(self._folder.read_text()) if self._folder.exists() else None
 
     def note_folder(self, folder: Path) -> None:
-        _write_whole(self._folder, str(folder))
+        write_whole(self._folder, str(folder))
 
     def note_outcome(self, work: Callable[[], str], is_first: bool = True) -> None:
         """Do ``work``, and write down what it returns, or why it refused or stopped.
@@ -61,7 +62,7 @@ class Job:
         except (UserError, TrainingStopped) as error:
             kind, message = type(error).__name__, str(error)
         if is_first or kind != _FINISHED:
-            _write_whole(self._outcome, json.dumps({"kind": kind, "message": message}))
+            write_whole(self._outcome, json.dumps({"kind": kind, "message": message}))
 
     def has_outcome(self) -> bool:
         return self._outcome.exists()
@@ -96,11 +97,6 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.environ.get(_PARENT) != str(os.getppid()):  # it has gone already
+        parent = str(os.getppid())
+        if os.environ.get(_PARENT, parent) != parent:  # it has gone already
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_suffix(f".part{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)

@@ -46,4 +46,6 @@ if __name__ == "__main__":
         if os.environ.get("MIXERBENCH_DEBUG") == "1":
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        sys.exit(f"mixerbench: process {os.environ['RANK']} ends: {reason}")
+        if "gloo" in reason or "NCCL" in reason:
+            reason = "another process of the run is gone"
+        sys.exit(f"mixerbench: process {os.environ['RANK']} ends: {reason}.")

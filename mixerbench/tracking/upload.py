@@ -6,7 +6,6 @@ every batch; a failing server is asked again later and never makes training wait
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from mixerbench.config.schema import Tracking
+from mixerbench.files import write_whole
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.tracking.store import Store, resolve_uri
 
@@ -139,11 +139,9 @@ class Upload:
 
     def _remember(self) -> None:
         state = {"uri": self.uri, "run_id": self.run_id, "offset": self._offset}
-        part = self.folder / f"{CURSOR_FILE}.part"
         # A full disk is no reason to stop: from an old cursor, more is sent than needed.
         with suppress(OSError):
-            part.write_text(json.dumps(state))
-            os.replace(part, self.folder / CURSOR_FILE)
+            write_whole(self.folder / CURSOR_FILE, json.dumps(state))
 
 
 class BackgroundUpload:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import time
 import uuid
@@ -22,6 +21,7 @@ from mixerbench.config.schema import (
     protocol_fingerprint,
 )
 from mixerbench.errors import UserError
+from mixerbench.files import write_whole
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
 from mixerbench.tracking.upload import RUN_FILE
@@ -77,11 +77,12 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
         lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is being trained by another process: wait for it.") from None
+    for part in folder.rglob("*.part"):  # of a process that was killed
+        part.unlink()
     if not (folder / RUN_FILE).exists():
         _describe(folder, settings, identity)
-    (folder / Artifact.CONFIG).write_text(
-        yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-    )
+    text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+    write_whole(folder / Artifact.CONFIG, text)
     return folder, lock
 
 
@@ -146,9 +147,7 @@ def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> Non
         "protocol": protocol.name,
         "description": protocol.description,
     }
-    part = folder / f"{RUN_FILE}.part"  # half of it would be in the way of every later search
-    part.write_text(json.dumps(content, indent=2))
-    os.replace(part, folder / RUN_FILE)
+    write_whole(folder / RUN_FILE, json.dumps(content, indent=2))
 
 
 def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:

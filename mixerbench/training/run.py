@@ -5,7 +5,7 @@ import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
-from mixerbench.tracking.journal import FILE_NAME, Journal, Silence
+from mixerbench.tracking.journal import FILE_NAME, Journal, Silence, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
@@ -81,7 +81,13 @@ def run_training(
     with ExitStack() as held:
 
         def claim() -> Path:
-            folder, lock = open_folder(settings)
+            try:
+                folder, lock = open_folder(settings)
+            except OSError as error:
+                raise TrainingStopped(
+                    f"cannot write below {settings.run.root} ({error.strerror or error}): make "
+                    "room, then start it again."
+                ) from None
             held.enter_context(lock)
             on_folder(folder)
             return folder
@@ -158,11 +164,12 @@ def _recording(settings: Settings, folder: Path) -> Iterator[Journal]:
             raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None
         finally:
             system.close()
-            with suppress(OSError):  # a full disk has been spoken of already
-                journal.end(status)
-            journal.close()
-            if upload is not None and not upload.close(tracking.flush_seconds):
-                print(_not_uploaded(folder, upload.error), file=sys.stderr)
+            try:
+                journal.end(status)  # raises if FINISHED could not be written, else never
+            finally:
+                journal.close()
+                if upload is not None and not upload.close(tracking.flush_seconds):
+                    print(_not_uploaded(folder, upload.error), file=sys.stderr)
 
 
 @contextmanager
@@ -257,14 +264,14 @@ def _describe(
         for key, value in flatten(group)
     }
     # MLflow writes a parameter once. A resume may change run settings: say so in a tag.
-    before = json.loads((folder / "params.json").read_text()) if _resumed(folder) else params
+    records = (record for record, _ in read(folder / FILE_NAME))
+    recorded = next((r["values"] for r in records if r["kind"] == "params"), None)
+    before = params if recorded is None else recorded
     drift = {key: value for key, value in params.items() if before.get(key) != value}
     if drift:
         tags[Tag.CONFIG_DRIFT] = json.dumps(drift)
     journal.tags(tags)
-    if not _resumed(folder):
-        (folder / "params.json").write_text(json.dumps(params, indent=2))
-        journal.params(params)
+    if recorded is None:
         (folder / Artifact.ENVIRONMENT).write_text(provenance.installed_packages())
         journal.artifact(folder / Artifact.ENVIRONMENT)
         for plugin in settings.plugins:
@@ -272,11 +279,8 @@ def _describe(
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(Path(plugin).read_bytes())
             journal.artifact(copy, Artifact.PLUGINS)
+        journal.params(params)  # last: a process that was killed before describes itself anew
     journal.artifact(folder / Artifact.CONFIG)
-
-
-def _resumed(folder: Path) -> bool:
-    return (folder / "params.json").exists()
 
 
 def _note(settings: Settings) -> str:

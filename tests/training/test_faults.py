@@ -129,7 +129,6 @@ def test_a_full_disk_stops_a_run_that_goes_on_once_there_is_room(
     assert differences(plain.folder, folder) == []
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="open_folder() is not in _disk_full()")
 def test_a_disk_that_is_full_before_a_run_begins_stops_it_in_one_line(
     disk: Disk, plain: Any, tiny: Callable[..., Settings], trained: Callable[..., Any]
 ) -> None:
