@@ -25,5 +25,6 @@ def sync(place: str) -> str:
     try:
         upload.advance()
     except Exception as error:  # whatever MLflow raises
-        raise UserError(f"{folder}: the store refused the upload: {error}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: the store refused the upload: {reason}") from None
     return f"{folder}: uploaded to {upload.uri}, run {upload.run_id}"
