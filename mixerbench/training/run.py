@@ -190,12 +190,23 @@ def _out_of_memory(settings: Settings, device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        micro = settings.protocol.recipe.batch.micro_batch_size
-        raise TrainingStopped(
-            f"{device} has no room for a micro-batch of {micro} images. These keep the protocol "
-            "and the result: run.grad_checkpointing=true, run.precision=bf16, or "
-            "run.parallel=fsdp with more devices. Continue with run.resume=auto."
-        ) from error
+        raise TrainingStopped(_what_would_fit(settings, device)) from error
+
+
+def _what_would_fit(settings: Settings, device: torch.device) -> str:
+    """What a run that is out of memory can change without becoming another one."""
+    run, batch = settings.run, settings.protocol.recipe.batch
+    ways = {
+        "run.grad_checkpointing=true": not run.grad_checkpointing,
+        "run.precision=bf16": run.precision not in ("bf16", "fp16"),
+        "run.parallel=fsdp with more run.devices": run.parallel != "fsdp",
+    }
+    left = [way for way, is_new in ways.items() if is_new] or ["a device with more memory"]
+    return (
+        f"{device} has no room for a micro-batch of {batch.micro_batch_size} images, of which a "
+        f"batch of {batch.size} accumulates {batch.size // batch.micro_batch_size}. These keep the "
+        f"protocol and the result: {', '.join(left)}. Continue with run.resume=auto."
+    )
 
 
 def _try_names(settings: Settings, model: nn.Module) -> None:
