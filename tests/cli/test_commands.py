@@ -87,7 +87,7 @@ def test_the_server_is_asked_before_anything_heavy_is_begun(
         pytest.fail("begun without its server")
 
     monkeypatch.setattr("mixerbench.training.run.run_training", begin)
-    monkeypatch.setattr("mixerbench.training.sweep.run_sweep", begin)
+    monkeypatch.setattr("mixerbench.launching.local.run_sweep", begin)
     uri = f"http://127.0.0.1:{_closed_port()}"
     assert uri in refused(*line.split(), f"tracking.uri={uri}")
 
