@@ -310,8 +310,12 @@ def test_what_a_killed_suite_has_left_is_waited_for(
 
 
 def test_show_says_what_there_is_and_trains_nothing(
-    tiny_suite: Callable[..., Suite], tmp_path: Path, command: Callable[..., Any]
+    tiny_suite: Callable[..., Suite],
+    tmp_path: Path,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     first, second, *_ = tiny_suite().runs
     _leave(tiny_suite(), first, "FINISHED")
     _leave(tiny_suite(), second, None)
