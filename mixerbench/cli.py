@@ -114,8 +114,7 @@ examples:
       nine runs, several side by side; launcher.jobs=2 sets how many
   mixerbench train mixer=attention run.resume=auto
       go on with the newest unfinished run of the same settings
-  mixerbench train mixer=patch_ff size=base protocol=imagenet_deit data.root=/data/imagenet \\
-      run.devices=8
+  mixerbench train size=base protocol=imagenet_deit data.root=/data/imagenet run.devices=8
       on eight GPUs, with the numbers of one; launcher=slurm submits the same as a job
   mixerbench train mixer=mine 'plugins=[my_mixer.py]'
       your own mixer, registered in your own file
