@@ -1,6 +1,7 @@
 """Loaders for training and for evaluation."""
 
 import os
+from typing import Any
 
 import torch
 from PIL import Image
@@ -90,14 +91,10 @@ def train_loader(
     repeats = recipe.augmentation.repeats
     order = SampleOrder(len(images.targets), recipe.batch, repeats, run.seed, process, processes)
     dataset = _Augmented(images, train_transform(protocol), run.seed)
-    workers = _workers(run, device)
     loader = DataLoader(
         dataset,
         batch_sampler=order,  # type: ignore[arg-type]  # yields samples, not plain indices
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_own_session,
-        pin_memory=device.type == "cuda",
+        **_how(run, device),
     )
     return loader, order
 
@@ -111,17 +108,23 @@ def eval_loader(
     processes: int = 1,
 ) -> DataLoader[Item]:
     """This process's share of the images; all of them in order for a single one."""
-    workers = _workers(run, device)
     return DataLoader(
         _Plain(images, eval_transform(protocol)),
         batch_sampler=evaluation_batches(
             len(images.targets), run.evaluation_batch_size, process, processes
         ),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_own_session,
-        pin_memory=device.type == "cuda",
+        **_how(run, device),
     )
+
+
+def _how(run: Run, device: torch.device) -> dict[str, Any]:
+    workers = _workers(run, device)
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": _own_session,
+        "pin_memory": device.type == "cuda",
+    }
 
 
 def _own_session(worker: int) -> None:
