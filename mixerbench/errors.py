@@ -24,6 +24,11 @@ class Preempted(TrainingStopped):
 PREEMPTED = os.EX_TEMPFAIL  # 75, which a scheduler may be told to requeue on
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of somebody else's says, without the rest; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
     """What the parts refuse is for the user to mend: such exceptions become UserErrors."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixerbench.config.compose import compose
 from mixerbench.config.presets import official_code
-from mixerbench.errors import UserError, as_user_errors
+from mixerbench.errors import UserError, as_user_errors, first_line
 from mixerbench.training import checkpoint
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
     except Exception as error:  # a file that is no pickle can make it fail in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"cannot be read as a checkpoint ({reason}).") from None
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, not a mapping of names to weights.")

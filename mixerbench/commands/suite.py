@@ -13,7 +13,7 @@ from rich.text import Text
 
 from leaderboard import leaderboard_text
 from mixerbench.config.schema import Tracking
-from mixerbench.errors import TrainingStopped, as_user_errors
+from mixerbench.errors import TrainingStopped, as_user_errors, first_line
 from mixerbench.launching.suite import (
     Suite,
     find_runs,
@@ -89,7 +89,7 @@ def _upload(folder: Path, tracking: Tracking) -> None:
             upload.advance()
     except Exception as error:  # whatever MLflow raises
         print(
-            f"{folder}: the store refused the upload ({str(error).splitlines()[0]}); "
+            f"{folder}: the store refused the upload ({first_line(error)}); "
             f"'mixerbench sync {folder}' uploads the rest.",
             file=sys.stderr,
         )

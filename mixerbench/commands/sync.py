@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, first_line
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import RUN_FILE, Upload
 from mixerbench.training.folder import read_settings
@@ -25,6 +25,6 @@ def sync(place: str) -> str:
     try:
         upload.advance()
     except Exception as error:  # whatever MLflow raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder}: the store refused the upload: {reason}") from None
     return f"{folder}: uploaded to {upload.uri}, run {upload.run_id}"

@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixerbench.errors import Preempted, TrainingStopped
 from mixerbench.launching.job import Job, child_environment
-from mixerbench.training.preemption import SIGNALS
+from mixerbench.training.preemption import signals_to
 
 _AGAIN_SECONDS = 5.0
 
@@ -104,20 +104,15 @@ class _Forwarding:
     def __init__(self) -> None:
         self.told = 0
         self._over = threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
+        self._taken = signals_to(self._forward, signal.SIGINT)  # which the agent takes
 
     def __enter__(self) -> "_Forwarding":
-        if threading.current_thread() is threading.main_thread():
-            for number in (*SIGNALS, signal.SIGINT):
-                self._before[number] = signal.getsignal(number)
-            for number in SIGNALS:
-                signal.signal(number, self._forward)
+        self._taken.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._over.set()
-        for number, handler in self._before.items():  # the agent has taken SIGINT
-            signal.signal(number, handler)
+        self._taken.__exit__(*error)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         if not self.told:

@@ -83,9 +83,10 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
                     if child.has_ended():
                         running.remove(child)
                         free.append(child.slot)
-                        view.ended(child.name, child.message())
-                        if child.message():
-                            failures[child.name] = child.message()
+                        message = child.message()
+                        view.ended(child.name, message)
+                        if message:
+                            failures[child.name] = message
         except StopRequested as signal:
             raise Preempted(
                 f"told to stop ({signal}): the running ones of {len(runs)} runs have saved their "

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mixerbench.config.schema import Settings
+from mixerbench.errors import first_line
 from mixerbench.launching.job import Job, end_with_parent
 from mixerbench.training.group import join
 from mixerbench.training.run import run_training
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     except Exception as error:
         if os.environ.get("MIXERBENCH_DEBUG") == "1":
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if "gloo" in reason or "NCCL" in reason:
             reason = "another process of the run is gone"
         sys.exit(f"mixerbench: process {os.environ['RANK']} ends: {reason}.")

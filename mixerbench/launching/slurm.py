@@ -54,7 +54,7 @@ class SlurmJob:
         """
         if self.identifier is not None and self.is_queued():
             return self.identifier
-        self.job = Job.create(self.job.place, self._settings)
+        Job.create(self.job.place, self._settings)
         self.job.forget_outcome()
         import submitit
 

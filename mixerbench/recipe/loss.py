@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Distillation, Recipe
+from mixerbench.errors import first_line
 
 Logits = Tensor | tuple[Tensor, Tensor]
 
@@ -86,7 +87,7 @@ def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | 
         if path is not None:  # DeiT takes the teacher's weights, not their moving average
             teacher.load_state_dict(load_state_dict(path, use_ema=False, weights_only=True))
     except Exception as error:  # of the file system, pickle, safetensors, torch or timm
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"teacher {name!r}: cannot load {path or 'its pretrained weights'} for {num_classes} "
             f"classes: {reason}"

@@ -2,14 +2,35 @@
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class _Group(Protocol):
-    def largest(self, number: int) -> int: ...
+@contextmanager
+def signals_to(
+    handler: Callable[[int, FrameType | None], None], *also_put_back: signal.Signals
+) -> Iterator[None]:
+    """``SIGNALS`` go to ``handler`` while the block lasts; then all handlers are as before.
+
+    Outside the main thread, where Python takes no handlers, nothing happens.
+
+    Args:
+        also_put_back: signals that somebody takes meanwhile.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (*SIGNALS, *also_put_back)}
+        for number in SIGNALS:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class StopRequested(Exception):  # noqa: N818 - it says what happened
@@ -20,26 +41,26 @@ class StopRequested(Exception):  # noqa: N818 - it says what happened
 
 
 class Preemption:
-    """A context that notes the signals; ``check`` raises once one has come, to any of a group.
+    """A context that notes the signals; ``check`` raises once one has come.
 
     Noting and not raising in the handler: an exception out of it could come in the middle of
-    an update. Outside the main thread, where Python takes no handlers, nothing is noted.
+    an update.
+
+    Args:
+        agree: from the number of this process's signal, or 0, to that which all go by.
     """
 
-    def __init__(self, group: "_Group | None" = None) -> None:
-        self._group = group
+    def __init__(self, agree: Callable[[int], int] = lambda number: number) -> None:
+        self._agree = agree
         self._told = 0
-        self._before: dict[signal.Signals, object] = {}
+        self._taken = signals_to(self._note)
 
     def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
+        self._taken.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    def __exit__(self, *error: Any) -> None:
+        self._taken.__exit__(*error)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._told = number
@@ -50,6 +71,6 @@ class Preemption:
         Raises:
             StopRequested: names the signal.
         """
-        told = self._told if self._group is None else self._group.largest(self._told)
+        told = self._agree(self._told)
         if told:
             raise StopRequested(told)

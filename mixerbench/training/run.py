@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixerbench.config.checks import check_processes
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
-from mixerbench.errors import Preempted, TrainingStopped, as_user_errors
+from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
@@ -98,7 +98,7 @@ def run_training(
         with _recording(settings, folder) if group.is_first else nullcontext(Silence()) as journal:
             if group.is_first:
                 _describe(settings, folder, device, group, journal)
-            with Preemption(group) as preemption, _out_of_memory(settings, device):
+            with Preemption(group.largest) as preemption, _out_of_memory(settings, device):
                 result = train(
                     settings, splits, model, teacher, folder, about, journal, preemption, group
                 )
@@ -231,7 +231,7 @@ def _try_names(settings: Settings, model: nn.Module) -> None:
         try:
             attempt()
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"protocol.{given}: timm does not take it ({reason}).") from None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from slurm import Cluster, slurm_cluster
+from tiny_runs import DATA, MODEL, losses
 
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint
@@ -21,8 +22,7 @@ from mixerbench.training import checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 TINY = [
-    "data=synthetic", "data.train_images=64", "data.val_images=24", "data.num_classes=4",
-    "protocol.image_size=16", "size.depth=1", "size.dim=16", "size.num_heads=2",
+    *DATA, *MODEL,
     "recipe.batch.size=16", "recipe.batch.micro_batch_size=4", "recipe.optimizer.lr=2e-4",
     "run.device=cpu", "run.measure=false", "run.log_every_steps=1", "tracking.offline=true",
 ]  # fmt: skip
@@ -54,11 +54,6 @@ def _folder(place: Path) -> Path:
     return folder
 
 
-def _losses(folder: Path) -> list[float]:
-    records = [r["values"] for r, _ in read(folder / FILE_NAME) if r["kind"] == "metrics"]
-    return [values["train/loss"] for values in records if "train/loss" in values]
-
-
 def test_a_run_of_two_machines_has_the_numbers_of_one_process(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -70,8 +65,8 @@ def test_a_run_of_two_machines_has_the_numbers_of_one_process(
     assert alone.returncode == 0, alone.stderr
     cluster.wait(_number(submitted), "COMPLETED", timeout=300)
     one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
-    assert len(_losses(two)) == 8
-    assert _losses(two) == pytest.approx(_losses(one), rel=1e-9)
+    assert len(losses(two)) == 8
+    assert losses(two) == pytest.approx(losses(one), rel=1e-9)
     tags = [r["values"] for r, _ in read(two / FILE_NAME) if r["kind"] == "tags"]
     assert tags[0]["mixerbench.processes"] == "4"
 
@@ -83,8 +78,9 @@ def test_srun_starts_the_processes_of_a_run(cluster: Cluster, tmp_path: Path) ->
     cluster.run(*srun, sys.executable, "-m", "mixerbench", "train", *settings, timeout=300)
     alone = _train(cluster, tmp_path / "one", "recipe.epochs=2", "run.precision=fp64")
     assert alone.returncode == 0, alone.stderr
-    losses = _losses(_folder(tmp_path / "srun"))
-    assert losses == pytest.approx(_losses(_folder(tmp_path / "one")), rel=1e-9)
+    assert losses(_folder(tmp_path / "srun")) == pytest.approx(
+        losses(_folder(tmp_path / "one")), rel=1e-9
+    )
 
 
 def test_a_preempted_job_saves_its_state_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
@@ -111,7 +107,7 @@ def test_a_preempted_job_saves_its_state_and_goes_on(cluster: Cluster, tmp_path:
     alone = _train(cluster, tmp_path / "alone", *epochs)
     assert alone.returncode == 0, alone.stderr
     whole = _folder(tmp_path / "alone")
-    assert _losses(folder) == _losses(whole)
+    assert losses(folder) == losses(whole)
     own, others = (checkpoint.load(f / "model.safetensors")[0] for f in (folder, whole))
     assert all(torch.equal(own[name], others[name]) for name in others)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pytest
 from postgres import Postgres
+from small_disks import Disk, mounted
 
 from mixerbench.config.schema import Tracking
 from mixerbench.tracking.journal import FILE_NAME
@@ -80,32 +81,10 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-class Disk:
-    """A real file system of 64 KiB."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._filler = folder / "filler"
-
-    def fill(self) -> None:
-        """To the last page; files can still be made, but not written."""
-        with suppress(OSError), open(self._filler, "wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-
-    def free(self) -> None:
-        self._filler.unlink()
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk, outside of most containers")
-    yield Disk(folder)
-    subprocess.run(["umount", "--lazy", folder], check=True)  # a journal may be open still
+    with mounted(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def _free_port() -> int:

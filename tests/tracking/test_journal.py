@@ -239,7 +239,7 @@ def _write_until_the_disk_is_full(journal: Journal) -> int:
 def test_a_full_disk_stops_the_run_with_a_clear_error_and_the_journal_stays_whole(
     small_disk: Any,
 ) -> None:
-    path = small_disk.folder / FILE_NAME
+    path = small_disk.root / FILE_NAME
     journal = Journal(path)
     heard: list[Record] = []
     journal.listen(heard.append)
@@ -265,13 +265,13 @@ def test_a_full_disk_stops_the_run_with_a_clear_error_and_the_journal_stays_whol
 
 @pytest.mark.parametrize("by", ["the same process", "a new one"])
 def test_a_journal_goes_on_once_there_is_room_again(small_disk: Any, by: str) -> None:
-    path = small_disk.folder / FILE_NAME
+    path = small_disk.root / FILE_NAME
     journal = Journal(path)
     journal.metrics(0, {"train/loss": 0.0})
     small_disk.fill()
     count = _write_until_the_disk_is_full(journal)
     assert 1 < count < 200  # what was left of one page
-    small_disk.free()
+    small_disk.make_room()
 
     if by == "a new one":
         journal.close()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from tiny_runs import DATA, MODEL
 
 from mixerbench.commands.sync import sync
 from mixerbench.config.compose import compose
@@ -33,8 +34,7 @@ pytestmark = [
 WaitFor = Callable[..., None]
 
 TINY = [
-    "data=synthetic", "data.train_images=64", "data.val_images=24", "data.num_classes=4",
-    "protocol.image_size=16", "size.depth=1", "size.dim=16", "size.num_heads=2",
+    *DATA, *MODEL,
     "recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=16",
     "run.measure=false", "run.progress=false", "run.log_every_steps=1", "run.device=cpu",
     "tracking.upload_every_seconds=0.05", "tracking.system_metrics_every_seconds=0.2",

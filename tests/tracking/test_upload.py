@@ -237,11 +237,11 @@ def test_a_full_disk_loses_nothing_and_doubles_nothing(
     run_folder: RunFolder, small_disk: Any, sqlite_uri: str, small_batches: None
 ) -> None:
     records = [*_losses(50), {"kind": "end", "status": "FINISHED"}]
-    folder = run_folder(*records, below=small_disk.folder)
+    folder = run_folder(*records, below=small_disk.root)
     small_disk.fill()
     assert _uploaded(folder, Tracking(uri=sqlite_uri)).is_complete()
 
-    small_disk.free()
+    small_disk.make_room()
     assert not Upload(folder, Tracking()).is_complete()  # nowhere is written that it was sent
     again = _uploaded(folder, Tracking(uri=sqlite_uri))
     assert Upload(folder, Tracking()).is_complete()

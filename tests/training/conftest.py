@@ -8,17 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import DATA, MODEL
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.run import Finished, run_training
 
-DATA = [
-    "data=synthetic", "data.train_images=64", "data.val_images=24", "data.num_classes=4",
-    "protocol.image_size=16",
-]  # fmt: skip
-MODEL = ["size.depth=1", "size.dim=16", "size.num_heads=2"]
 RECIPE = ["recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=8",
           "recipe.augmentation.repeats=2", "recipe.mixup.prob=1", "recipe.ema.decay=0.9",
           "recipe.regularization.drop_path=0.2",

@@ -3,9 +3,7 @@
 import json
 import os
 import resource
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from PIL import Image
 from processes import differences, finish, start_group
 from sklearn.datasets import load_sample_images
+from small_disks import Disk, mounted
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
@@ -56,31 +55,10 @@ def _newest(folder: Path) -> Path:
 # --- a full disk ------------------------------------------------------------------------------
 
 
-class Disk:
-    """A small disk of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._filler = root / "filler"
-
-    def fill(self, left: int) -> None:
-        """Take all but so many bytes."""
-        free = shutil.disk_usage(self.root).free
-        self._filler.write_bytes(b"x" * (free - left))
-
-    def make_room(self) -> None:
-        self._filler.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    root = tmp_path / "disk"
-    root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(root)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk, outside of most containers")
-    yield Disk(root)
-    subprocess.run(["umount", "--lazy", str(root)], check=True)
+    with mounted(tmp_path / "disk", "8m") as disk:
+        yield disk
 
 
 def _fill_page(journal: Path) -> None:

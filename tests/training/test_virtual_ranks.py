@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from processes import finish, start_group
+from tiny_runs import losses
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
@@ -79,8 +80,7 @@ class Run:
         (self.folder,) = place.glob("runs/*/*")
 
     def losses(self) -> list[float]:
-        records = [r for r, _ in read(self.folder / FILE_NAME) if r["kind"] == "metrics"]
-        return [r["values"]["train/loss"] for r in records if "train/loss" in r["values"]]
+        return losses(self.folder)
 
     def value(self, key: str) -> float:
         records = [r["values"] for r, _ in read(self.folder / FILE_NAME) if r["kind"] == "metrics"]
@@ -140,9 +140,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
 
 
 def _agree(run: Run, reference: Run, precision: str) -> None:
-    losses = run.losses()
-    assert len(losses) == STEPS
-    assert losses == pytest.approx(reference.losses(), rel=RELATIVE[precision])
+    assert len(run.losses()) == STEPS
+    assert run.losses() == pytest.approx(reference.losses(), rel=RELATIVE[precision])
     for name in ("model.safetensors", "ema.safetensors"):
         own, others = run.tensors(name), reference.tensors(name)
         assert own.keys() == others.keys()
