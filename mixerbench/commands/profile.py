@@ -58,8 +58,9 @@ def profile(settings: Settings, as_json: bool) -> str:
         console.print(table)
     return (
         f"{capture.get()}\n"
-        f"{measures.images_per_second:,.1f} images/s forward at batch {measures.batch_size}, "
-        f"{measures.latency_ms:.2f} ms for one image, "
+        f"{measures.images_per_second.median:,.1f} images/s forward at "
+        f"batch {measures.batch_size}, "
+        f"{measures.latency_ms.median:.2f} ms for one image, "
         f"{measures.memory_mib:,.0f} MiB peak for a training step of {measures.batch_size} images\n"
         f"on {measures.hardware}\n"
         f"GMACs: 1e9 {CONVENTION}"

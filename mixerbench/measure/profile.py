@@ -10,7 +10,7 @@ from mixerbench.measure._state import measuring
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.memory import training_step_memory_mib
-from mixerbench.measure.speed import latency_ms, throughput
+from mixerbench.measure.speed import Spread, latency_ms, throughput
 
 OWN: Final = "(own)"
 """The row of what belongs to the model itself and to none of its parts."""
@@ -22,8 +22,8 @@ class Measures:
 
     parameters: int  # trainable
     gmacs: float  # 1e9 multiply-adds of one image, by flops.CONVENTION
-    images_per_second: float
-    latency_ms: float
+    images_per_second: Spread
+    latency_ms: Spread
     memory_mib: float
     batch_size: int
     hardware: str
@@ -63,8 +63,8 @@ def measure_model(
             gmacs=count_macs(model, image_size, in_chans).total / 1e9,
             images_per_second=throughput(
                 model, image_size, batch_size, in_chans=in_chans, **timing
-            ).median,
-            latency_ms=latency_ms(model, image_size, in_chans=in_chans, **timing).median,
+            ),
+            latency_ms=latency_ms(model, image_size, in_chans=in_chans, **timing),
             memory_mib=training_step_memory_mib(
                 model, image_size, batch_size, num_classes, precision=precision, in_chans=in_chans
             ),

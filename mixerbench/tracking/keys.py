@@ -48,6 +48,7 @@ class Metric:
     TRAIN_LOSS: Final = "train/loss"
     LEARNING_RATE: Final = "train/lr"
     TRAIN_IMAGES_PER_SECOND: Final = "train/images_per_second"
+    TRAIN_SECONDS: Final = "train/seconds"  # of training until this step, as TRAINING_SECONDS
 
     VAL_TOP1: Final = "val/top1"
     VAL_TOP5: Final = "val/top5"
@@ -65,6 +66,7 @@ class Metric:
     FINAL_EMA_TOP5: Final = "final/ema_top5"
     TRAINING_SECONDS: Final = "final/training_seconds"  # validation and measuring not included
     IMAGES_SEEN: Final = "final/images_seen"
+    VAL_IMAGES: Final = "final/val_images"  # of which the accuracies are shares
     BEST_TOP1: Final = "best/top1"
     CORRUPT_IMAGES: Final = "data/corrupt_images"  # of both splits, replaced by others
 
@@ -73,7 +75,14 @@ class Metric:
     IMAGES_PER_SECOND: Final = "measure/images_per_second"  # forward pass, evaluation mode
     LATENCY_MS: Final = "measure/latency_ms"  # forward pass of one image
     MEMORY_MIB: Final = "measure/memory_mib"  # peak of one training step, weights included
+    JOULES_PER_IMAGE: Final = "measure/joules_per_image"  # forward pass; where hardware reports it
     MEASURE_BATCH_SIZE: Final = "measure/batch_size"
+    LOWER_QUARTILE: Final = "_lower_quartile"  # behind the name of a median: of its repeats
+    UPPER_QUARTILE: Final = "_upper_quartile"
+
+    # Seconds since 1970, on the clock of whoever uploaded. A run that was offline comes to the
+    # store long after its end: what is new in a store is found by this.
+    UPLOADED_AT: Final = "upload/finished_at"
 
     SYSTEM: Final = "system/"
 
@@ -85,6 +94,7 @@ class Artifact:
     ENVIRONMENT: Final = "environment.txt"
     PREDICTIONS: Final = "predictions.parquet"  # one row per validation image
     MODEL: Final = "model.safetensors"
+    HARDEST: Final = "hardest_images.parquet"  # those least believed to be what they are
     EMA: Final = "ema.safetensors"
     PLUGINS: Final = "plugins"
     NON_FINITE: Final = "non_finite.json"  # the micro-batch whose loss was no number
@@ -100,3 +110,15 @@ class Prediction:
     CONFIDENCE: Final = "confidence"  # softmax probability of the predicted class
     TARGET_PROBABILITY: Final = "target_probability"
     IN_TOP5: Final = "in_top5"
+
+
+class Hardest:
+    """Columns of the hardest images: the lowest target probability first."""
+
+    IMAGE: Final = Prediction.IMAGE
+    TARGET: Final = Prediction.TARGET  # these three as in the predictions
+    TOP1: Final = Prediction.TOP1
+    TARGET_PROBABILITY: Final = Prediction.TARGET_PROBABILITY
+    TARGET_NAME: Final = "target_name"  # of the class
+    TOP1_NAME: Final = "top1_name"
+    THUMBNAIL: Final = "thumbnail"  # bytes of a small PNG

@@ -7,6 +7,7 @@ every batch; a failing server is asked again later and never makes training wait
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from filelock import FileLock
 
 from mixerbench.config.schema import Tracking
 from mixerbench.files import write_whole
+from mixerbench.tracking import keys
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.tracking.store import Store, resolve_uri
 
@@ -92,6 +94,7 @@ class Upload:
             elif record["kind"] == "start":
                 client.update_run(run_id, status="RUNNING")
             elif record["kind"] == "end":
+                client.log_metric(run_id, keys.Metric.UPLOADED_AT, time.time())
                 client.set_terminated(run_id, record["status"], record["time"])
                 self._delete_doubles(client, run_id)
 

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from mixerbench.data.images import Images
+from mixerbench.data.images import Images, UnreadableImageError
 from mixerbench.data.loader import Item
 from mixerbench.devices import autocast, weight_dtype
-from mixerbench.tracking.keys import Prediction
+from mixerbench.tracking.keys import Hardest, Prediction
 from mixerbench.training.group import ALONE, Group
+
+HARDEST_IMAGES: Final = 12
+THUMBNAIL_PIXELS: Final = 48  # of the longer side: a leaderboard of 200 models holds some thousand
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,29 @@ class Evaluation:
                 Prediction.CONFIDENCE: self.confidence.numpy(),
                 Prediction.TARGET_PROBABILITY: self.target_probability.numpy(),
                 Prediction.IN_TOP5: self.in_top5.numpy(),
+            }
+        )
+        pq.write_table(table, path)
+
+    def write_hardest(self, path: Path, images: Images) -> None:
+        """Write ``keys.Hardest``'s columns as Parquet: the images least believed to be right.
+
+        An image that cannot be read has no thumbnail.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        places = self.target_probability.argsort(stable=True)[:HARDEST_IMAGES].tolist()
+        targets, predicted = self.targets[places].tolist(), self.predicted[places].tolist()
+        table = pa.table(
+            {
+                Hardest.IMAGE: [images.name(int(self.indices[place])) for place in places],
+                Hardest.TARGET: targets,
+                Hardest.TARGET_NAME: [images.classes[target] for target in targets],
+                Hardest.TOP1: predicted,
+                Hardest.TOP1_NAME: [images.classes[top1] for top1 in predicted],
+                Hardest.TARGET_PROBABILITY: self.target_probability[places].tolist(),
+                Hardest.THUMBNAIL: [_thumbnail(images, int(self.indices[p])) for p in places],
             }
         )
         pq.write_table(table, path)
@@ -123,3 +151,14 @@ def _first_of_each(indices: Tensor) -> tuple[Tensor, Tensor]:
 
 def _percent(correct: Tensor) -> float:
     return 100.0 * correct.double().mean().item()
+
+
+def _thumbnail(images: Images, index: int) -> bytes | None:
+    try:
+        image = images.load(index)
+    except UnreadableImageError:
+        return None
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    file = BytesIO()
+    image.quantize(64).save(file, "PNG", optimize=True)  # a third of the bytes
+    return file.getvalue()

@@ -201,6 +201,8 @@ def train(
                     metrics = watch.read(progress.step, saved)
                     metrics[Metric.LEARNING_RATE] = rate
                     metrics[Metric.EPOCH] = progress.step / steps
+                    since = time.perf_counter() - started
+                    metrics[Metric.TRAIN_SECONDS] = progress.training_seconds + since
                     journal.metrics(progress.step, metrics)
                 now = time.perf_counter()
                 progress.training_seconds += now - started
@@ -233,6 +235,7 @@ def train(
             Metric.BEST_TOP1: progress.best_top1,
             Metric.TRAINING_SECONDS: progress.training_seconds,
             Metric.IMAGES_SEEN: progress.step * recipe.batch.size,
+            Metric.VAL_IMAGES: len(final.targets),
         },
     )
     return Result(model, ema.module, final, final_ema, (corrupt, corrupt_val))

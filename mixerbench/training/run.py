@@ -19,7 +19,7 @@ from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
-from mixerbench.measure.profile import measure_model
+from mixerbench.measure.profile import Measures, measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
@@ -313,7 +313,9 @@ def _keep(
 ) -> None:
     """Write the predictions, the final weights, and what could not be read."""
     result.final.write_predictions(folder / Artifact.PREDICTIONS, splits.val)
-    journal.artifact(folder / Artifact.PREDICTIONS)
+    result.final.write_hardest(folder / Artifact.HARDEST, splits.val)
+    for name in (Artifact.PREDICTIONS, Artifact.HARDEST):
+        journal.artifact(folder / name)
     for name, tensors in weights.items():
         checkpoint.save(folder / name, tensors, about)
         if settings.tracking.upload_weights:
@@ -344,17 +346,26 @@ def _measure(
         precision=settings.run.precision,
         device=device,
     )
-    journal.metrics(
-        0,
-        {
-            Metric.PARAMETERS: measures.parameters,
-            Metric.GMACS: measures.gmacs,
-            Metric.IMAGES_PER_SECOND: measures.images_per_second,
-            Metric.LATENCY_MS: measures.latency_ms,
-            Metric.MEMORY_MIB: measures.memory_mib,
-            Metric.MEASURE_BATCH_SIZE: measures.batch_size,
-        },
-    )
+    journal.metrics(0, measured(measures))
+
+
+def measured(measures: Measures) -> dict[str, float]:
+    """What is logged of a measurement, as metrics."""
+    spreads = {
+        Metric.IMAGES_PER_SECOND: measures.images_per_second,
+        Metric.LATENCY_MS: measures.latency_ms,
+    }
+    metrics = {
+        Metric.PARAMETERS: float(measures.parameters),
+        Metric.GMACS: measures.gmacs,
+        Metric.MEMORY_MIB: measures.memory_mib,
+        Metric.MEASURE_BATCH_SIZE: float(measures.batch_size),
+    }
+    for key, spread in spreads.items():
+        metrics[key] = spread.median
+        metrics[key + Metric.LOWER_QUARTILE] = spread.lower_quartile
+        metrics[key + Metric.UPPER_QUARTILE] = spread.upper_quartile
+    return metrics
 
 
 def _not_uploaded(folder: Path, error: Exception | None) -> str:

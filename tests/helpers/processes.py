@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.tracking.keys import Artifact
+from mixerbench.tracking.keys import Artifact, Metric
 from mixerbench.training import checkpoint
 from mixerbench.training.checkpoint import CHECKPOINTS
 
@@ -58,7 +58,10 @@ def _enter(work: Callable[..., Any], rank: int, size: int, port: int, arguments:
 
 # --- what they leave behind -------------------------------------------------------------------
 
-CLOCKS = ("train/images_per_second", "final/training_seconds", "system/")
+CLOCKS = (
+    *(Metric.TRAIN_IMAGES_PER_SECOND, Metric.TRAIN_SECONDS, Metric.TRAINING_SECONDS),
+    Metric.SYSTEM,
+)
 """Metrics of the machine and its day, which no two runs share."""
 
 

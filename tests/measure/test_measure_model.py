@@ -27,7 +27,8 @@ def test_one_call_measures_everything_and_leaves_the_model_as_it_was(device):
     assert measures.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert measures.gmacs == count_macs(model, 32).total / 1e9
     assert measures.batch_size == 2
-    assert min(measures.images_per_second, measures.latency_ms, measures.memory_mib) > 0
+    assert min(measures.images_per_second.median, measures.latency_ms.median) > 0
+    assert measures.memory_mib > 0
     assert measures.hardware.endswith("fp32")
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

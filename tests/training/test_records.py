@@ -4,11 +4,14 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import (
@@ -20,8 +23,9 @@ from mixerbench.config.schema import (
 )
 from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
-from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Tag
+from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Hardest, Metric, Prediction, Tag
 from mixerbench.training import provenance
+from mixerbench.training.evaluation import HARDEST_IMAGES, THUMBNAIL_PIXELS
 from mixerbench.training.folder import RUN_FILE, open_folder, read_settings
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.run import run_training
@@ -37,12 +41,44 @@ def _values(run: Any, kind: str) -> dict[str, Any]:
 def test_the_folder_holds_what_a_run_is_made_of(plain: Any) -> None:
     assert {path.name for path in plain.folder.iterdir()} >= {
         RUN_FILE, FILE_NAME, "checkpoints", Artifact.CONFIG, Artifact.ENVIRONMENT,
-        Artifact.PREDICTIONS, Artifact.MODEL, Artifact.EMA,
+        Artifact.PREDICTIONS, Artifact.HARDEST, Artifact.MODEL, Artifact.EMA,
     }  # fmt: skip
     assert is_finished(plain.folder / FILE_NAME)
     artifacts = [r["path"] for r in plain.records() if r["kind"] == "artifact"]
     assert sorted(artifacts) == sorted(
-        [Artifact.CONFIG, Artifact.ENVIRONMENT, Artifact.PREDICTIONS, Artifact.MODEL, Artifact.EMA]
+        [
+            *(Artifact.CONFIG, Artifact.ENVIRONMENT, Artifact.PREDICTIONS, Artifact.HARDEST),
+            *(Artifact.MODEL, Artifact.EMA),
+        ]
+    )
+
+
+def test_the_hardest_images_are_those_least_believed_to_be_right(plain: Any) -> None:
+    predictions = pq.read_table(plain.folder / Artifact.PREDICTIONS).to_pandas()
+    hardest = pq.read_table(plain.folder / Artifact.HARDEST).to_pandas()
+    lowest = predictions[Prediction.TARGET_PROBABILITY].nsmallest(HARDEST_IMAGES)
+    assert hardest[Hardest.TARGET_PROBABILITY].tolist() == pytest.approx(lowest.tolist())
+    merged = hardest.merge(predictions, on=Hardest.IMAGE, suffixes=("", "_predicted"))
+    assert len(merged) == HARDEST_IMAGES
+    assert (merged[Hardest.TOP1] == merged[f"{Hardest.TOP1}_predicted"]).all()
+    for content in hardest[Hardest.THUMBNAIL]:
+        with Image.open(BytesIO(content)) as thumbnail:
+            assert thumbnail.format == "PNG"
+            assert max(thumbnail.size) <= THUMBNAIL_PIXELS
+
+
+def test_the_seconds_of_training_grow_with_the_steps_up_to_their_sum(plain: Any) -> None:
+    curve = [
+        record["values"][Metric.TRAIN_SECONDS]
+        for record in plain.records()
+        if Metric.TRAIN_SECONDS in record.get("values", {})
+    ]
+    assert len(curve) > 1
+    assert curve == sorted(curve)
+    final = _values(plain, "metrics")
+    assert 0 < curve[-1] <= final[Metric.TRAINING_SECONDS]
+    assert final[Metric.VAL_IMAGES] == len(
+        pq.read_table(plain.folder / Artifact.PREDICTIONS, columns=[])
     )
 
 
@@ -117,6 +153,9 @@ def test_what_a_model_costs_is_measured_after_training(trained: Callable[..., An
     for key in (Metric.PARAMETERS, Metric.GMACS, Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS,
                 Metric.MEMORY_MIB):  # fmt: skip
         assert values[key] > 0
+    for key in (Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS):
+        low, high = values[key + Metric.LOWER_QUARTILE], values[key + Metric.UPPER_QUARTILE]
+        assert low <= values[key] <= high
     assert values[Metric.MEASURE_BATCH_SIZE] == 4
     weights = sum(tensor.numel() for tensor in run.weights.values())
     assert values[Metric.PARAMETERS] == weights
