@@ -1,6 +1,12 @@
-"""Reads MLflow and nothing else: finished runs, one board per protocol fingerprint, as text.
+"""Reads results and nothing else: finished runs, one board per protocol fingerprint.
 
-Importing this package loads neither mlflow nor rich; the functions do.
+>>> import leaderboard
+>>> board = leaderboard.read_boards("sqlite:///mlflow.db", filters=["protocol=digits"])[0]
+>>> board.frame()                 # pandas: a row for each entry
+>>> board.comparisons_frame()     # a row for each pair: difference, interval, p-values
+>>> board.entries[0].ranks        # "1–3": it may be the best, and may be the third
+
+Importing this package loads neither mlflow nor pandas nor rich; the functions do.
 """
 
 from collections.abc import Sequence
@@ -9,10 +15,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leaderboard import explain, render
-    from leaderboard.board import boards
-    from leaderboard.query import read_runs
+    from leaderboard.board import Board, Column, Entry, boards
+    from leaderboard.query import Measurement, Reading, Run, Source, open_source, read_runs
 
-__all__ = ["boards", "explain", "explain_text", "leaderboard_text", "read_runs", "render"]
+_PLACES = {
+    "explain": "leaderboard.explain",
+    "render": "leaderboard.render",
+    "boards": "leaderboard.board.boards",
+    "Board": "leaderboard.board.Board",
+    "Column": "leaderboard.board.Column",
+    "Entry": "leaderboard.board.Entry",
+    "open_source": "leaderboard.query.open_source",
+    "read_runs": "leaderboard.query.read_runs",
+    "Measurement": "leaderboard.query.Measurement",
+    "Reading": "leaderboard.query.Reading",
+    "Run": "leaderboard.query.Run",
+    "Source": "leaderboard.query.Source",
+}
+
+__all__ = [
+    "Board",
+    "Column",
+    "Entry",
+    "Measurement",
+    "Reading",
+    "Run",
+    "Source",
+    "boards",
+    "explain",
+    "explain_text",
+    "leaderboard_text",
+    "open_source",
+    "read_boards",
+    "read_runs",
+    "render",
+]
+
+
+def read_boards(place: str, **arguments: Any) -> "tuple[Board, ...]":
+    """The boards of a store, a server or a bundle, with intervals, tests and rank ranges.
+
+    Args:
+        place: an MLflow tracking URI, or a bundle's folder.
+        arguments: those of `boards`: filters, sort, hardware.
+
+    ValueError: nothing to read there; unknown filter, column or hardware.
+    """
+    from leaderboard.board import boards
+    from leaderboard.query import open_source
+
+    source = open_source(place)
+    reading = source.read()
+    return boards(reading.runs, reading.measurements, source=source, **arguments)
 
 
 def leaderboard_text(
@@ -21,26 +75,34 @@ def leaderboard_text(
     format: str = "terminal",
     filters: Sequence[str] = (),
     sort: str = "top1",
+    hardware: str = "",
     width: int | None = None,
     color: bool = False,
 ) -> str:
     """What ``mixerbench leaderboard`` prints; the arguments are those of `boards` and `render`.
 
-    ValueError: unknown format, filter or column; no store or server at ``tracking_uri``.
+    ValueError: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
     """
     from leaderboard import board, query, render
 
     render.check_format(format)  # before the seconds that reading takes
     board.check_sort(sort)
-    runs, skipped = query.read_runs(tracking_uri)
-    shown = board.boards(runs, filters=filters, sort=sort)
-    return render.render(shown, skipped, format=format, width=width, color=color)
+    source = query.open_source(tracking_uri)
+    reading = source.read()
+    shown = board.boards(
+        *(reading.runs, reading.measurements),
+        filters=filters,
+        sort=sort,
+        hardware=hardware,
+        source=source,
+    )
+    return render.render(shown, reading.skipped, format=format, width=width, color=color)
 
 
 def explain_text(tracking_uri: str, a: str, b: str) -> str:
     """What ``mixerbench leaderboard --explain A B`` prints: the protocol fields that differ.
 
-    ValueError: A or B is unknown or ambiguous; no store or server at ``tracking_uri``.
+    ValueError: A or B is unknown or ambiguous; nothing to read at ``tracking_uri``.
     """
     from leaderboard import explain, query
 
@@ -48,10 +110,10 @@ def explain_text(tracking_uri: str, a: str, b: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'leaderboard' has no attribute {name!r}")
+    place = _PLACES[name]
     if name in ("explain", "render"):
-        return import_module(f"leaderboard.{name}")
-    if name == "boards":
-        return import_module("leaderboard.board").boards
-    if name == "read_runs":
-        return import_module("leaderboard.query").read_runs
-    raise AttributeError(f"module 'leaderboard' has no attribute {name!r}")
+        return import_module(place)
+    module, _, attribute = place.rpartition(".")
+    return getattr(import_module(module), attribute)

@@ -1,60 +1,91 @@
 """From runs to boards: one per protocol fingerprint, never mixed; spread over seeds."""
 
+import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from statistics import mean, stdev
-from typing import NamedTuple
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple
 
-from leaderboard.query import Run
+from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
+from leaderboard.query import Measurement, Run, Source
+from leaderboard.statistics import Interval
 from mixerbench.tracking.keys import Metric
 
-FILTERS = ("mixer", "size", "backbone", "stem", "protocol")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FILTERS = ("mixer", "size", "backbone", "stem", "protocol", "params", "flops")
+EQUAL_COST = 0.01  # what `params=22M` and `flops=4.6G` take for equal, and `match=` lands within
+_SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class Column(NamedTuple):
-    name: str  # in `sort` and JSON
+    name: str  # in `sort`, JSON and data frames
     header: str
     key: str  # a metric, or an attribute of Entry
     format: str  # how a number is shown
     high_first: bool = False
+    meaning: str = ""  # in a sentence, for those who ask
 
     @property
     def is_metric(self) -> bool:
         return "/" in self.key
 
+    @property
+    def in_tables(self) -> bool:
+        """Else in CSV, JSON and data frames only, where a person need not read it."""
+        return self.name not in ("rank", "top1_low", "top1_high", "top1_std")
+
 
 # fmt: off
 COLUMNS = (
     #      name                 header                   key                       format   order
-    Column("rank",              "#",                     "rank",                   "d"),
+    Column("rank",              "rank by mean",          "rank",                   "d",
+           meaning="by mean top-1 among all entries of the protocol, chance or not"),
+    Column("ranks",             "rank",                  "ranks",                  "s",
+           meaning="range of ranks: 1 + entries that are better beyond chance, to all but those "
+                   "that are worse beyond chance (paired tests, corrected by Holm)"),
     Column("model",             "model",                 "label",                  "s"),
     Column("mixer",             "mixer",                 "mixer",                  "s"),
     Column("size",              "size",                  "size",                   "s"),
     Column("backbone",          "backbone",              "backbone",               "s"),
     Column("stem",              "stem",                  "stem",                   "s"),
-    Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True),
+    Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True,
+           meaning="accuracy on the validation images, weights of the last epoch, mean over seeds"),
+    Column("interval",          "95 % interval",         "interval_text",          "s",
+           meaning="of top-1: Student's t over seeds; of a single seed Wilson's over images"),
+    Column("top1_low",          "top-1 low (%)",         "top1_low",               ".2f",   True),
+    Column("top1_high",         "top-1 high (%)",        "top1_high",              ".2f",   True),
     Column("top1_std",          "± std (seeds)",         "top1_std",               ".2f"),
     Column("top5",              "top-5 (%)",             Metric.FINAL_TOP5,        ".2f",   True),
-    Column("ema_top1",          "EMA top-1 (%)",         Metric.FINAL_EMA_TOP1,    ".2f",   True),
+    Column("ema_top1",          "EMA top-1 (%)",         Metric.FINAL_EMA_TOP1,    ".2f",   True,
+           meaning="top-1 of the exponential moving average of the weights"),
+    Column("calibration_error", "ECE (%)",               "calibration_error",      ".2f",
+           meaning="expected calibration error in 15 bins: mean gap of confidence and accuracy"),
     Column("parameters",        "parameters",            Metric.PARAMETERS,        ",.0f"),
-    Column("gmacs",             "GMACs (multiply-adds)", Metric.GMACS,             ".3f"),
-    Column("images_per_second", "inference (images/s)",  Metric.IMAGES_PER_SECOND, ",.1f",  True),
-    Column("latency_ms",        "latency (ms)",          Metric.LATENCY_MS,        ".2f"),
-    Column("memory_mib",        "training memory (MiB)", Metric.MEMORY_MIB,        ",.0f"),
-    Column("training_seconds",  "training time (s)",     Metric.TRAINING_SECONDS,  ",.0f"),
+    Column("gmacs",             "GMACs (multiply-adds)", Metric.GMACS,             ".3f",
+           meaning="10⁹ multiply-adds of one image's forward pass; papers call them GFLOPs"),
+    Column("images_per_second", "inference (images/s)",  Metric.IMAGES_PER_SECOND, ",.1f",  True,
+           meaning="forward passes in batches, median"),
+    Column("latency_ms",        "latency (ms)",          Metric.LATENCY_MS,        ".2f",
+           meaning="forward pass of one image, median"),
+    Column("memory_mib",        "training memory (MiB)", Metric.MEMORY_MIB,        ",.0f",
+           meaning="peak of one training step, weights included"),
+    Column("joules_per_image",  "energy (J/image)",      Metric.JOULES_PER_IMAGE,  ".4f",
+           meaning="of a forward pass, where the hardware reports it"),
+    Column("training_seconds",  "training time (s)",     Metric.TRAINING_SECONDS,  ",.0f",
+           meaning="validation and measuring not included"),
     Column("seeds",             "seeds",                 "seeds",                  "d",     True),
-    Column("hardware",          "hardware",              "hardware",               "s"),
 )
 # fmt: on
 
-ON_HARDWARE = {  # depends on the machine: never averaged over several
-    Metric.IMAGES_PER_SECOND: "images/s",
-    Metric.LATENCY_MS: "latency",
-    Metric.MEMORY_MIB: "memory",
-    Metric.TRAINING_SECONDS: "training time",
-}
+MEASURED = (
+    *(Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS, Metric.MEMORY_MIB, Metric.JOULES_PER_IMAGE),
+)
+"""Depends on the machine: shown for one hardware at a time, never averaged over several."""
 
 
 class Summary(NamedTuple):
@@ -66,23 +97,50 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What an entry costs on one hardware."""
+
+    machine: str  # the tag
+    session: str  # of `mixerbench measure`; empty: measured by the training runs themselves
+    finished: int  # milliseconds since 1970
+    runs: int
+    metrics: Mapping[str, float]
+
+    def interval(self, metric: str) -> Interval | None:
+        """The quartiles of the repeats."""
+        low = self.metrics.get(metric + Metric.LOWER_QUARTILE)
+        high = self.metrics.get(metric + Metric.UPPER_QUARTILE)
+        return None if low is None or high is None else Interval(low, high)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One model: its newest run of each seed."""
 
-    rank: int  # by top-1 among all models of the protocol, whatever is filtered or sorted
+    rank: int  # by mean top-1 among all entries of the protocol, whatever is filtered or sorted
     label: str
     mixer: str
     size: str
     backbone: str
     stem: str
     model_fingerprint: str
-    hardware: str  # of the newest run; the figures of ON_HARDWARE are of its runs only
     runs: tuple[Run, ...]
     superseded: int  # older runs of the same seeds
+    efficiencies: Mapping[str, Efficiency]  # hardware -> on it
+    hardware: str = ""  # the board's: the figures are of this one
+    rank_range: tuple[int, int] | None = None  # None: not compared with all others
+    top1_interval: Interval | None = None  # in percent
+    calibration_error: float | None = None  # in percent
 
     @property
     def seeds(self) -> int:
         return len(self.runs)
+
+    @property
+    def ranks(self) -> str:
+        """``2`` or ``1–3``."""
+        low, high = self.rank_range or (self.rank, self.rank)
+        return f"{low}" if low == high else f"{low}–{high}"
 
     @property
     def top1_std(self) -> float | None:
@@ -90,24 +148,52 @@ class Entry:
         return top1.std if top1 else None
 
     @property
-    def runs_on_hardware(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if _hardware(run) == self.hardware)
+    def top1_low(self) -> float | None:
+        return self.top1_interval.low if self.top1_interval else None
+
+    @property
+    def top1_high(self) -> float | None:
+        return self.top1_interval.high if self.top1_interval else None
+
+    @property
+    def interval_text(self) -> str | None:
+        interval = self.top1_interval
+        return f"{interval.low:.2f} – {interval.high:.2f}" if interval else None
+
+    @property
+    def efficiency(self) -> Efficiency | None:
+        """On the board's hardware."""
+        return self.efficiencies.get(self.hardware)
 
     def summary(self, metric: str) -> Summary | None:
-        runs = self.runs_on_hardware if metric in ON_HARDWARE else self.runs
+        """Over seeds; of training time, over the runs on the board's machine."""
+        runs = self.runs
+        if metric == Metric.TRAINING_SECONDS:
+            machine = self.efficiency.machine if self.efficiency else ""
+            runs = tuple(run for run in runs if run.hardware == machine)
         values = {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
         if not values:
             return None
         numbers = list(values.values())
-        return Summary(mean(numbers), stdev(numbers) if len(numbers) > 1 else None, values)
+        return Summary(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, values)
 
     def value(self, column: Column) -> str | float | None:
-        """The cell: of a metric the mean over seeds."""
+        """The cell: of a metric the mean over seeds, of a measurement that on the hardware."""
+        if column.key in MEASURED:
+            return self.efficiency.metrics.get(column.key) if self.efficiency else None
         if column.is_metric:
             summary = self.summary(column.key)
             return summary.mean if summary else None
         value: str | float | None = getattr(self, column.key)
         return value
+
+    def interval(self, column: Column) -> Interval | None:
+        """How sure the number is; None where nothing is known of it."""
+        if column.key == Metric.FINAL_TOP1:
+            return self.top1_interval
+        if column.key in MEASURED and self.efficiency:
+            return self.efficiency.interval(column.key)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +204,10 @@ class Board:
     fingerprint: str
     fields: Mapping[str, str]
     synthetic: bool
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...]  # those shown
+    everyone: tuple[Entry, ...]  # those and what a filter left out
+    hardware: str = ""  # what speed, memory and energy were measured on; empty: nothing was
+    analysis: Analysis = field(default=NOTHING, repr=False)
 
     @property
     def title(self) -> str:
@@ -126,56 +215,122 @@ class Board:
         return f"{self.protocol} · {self.fingerprint}{warning}"
 
     @property
-    def hardware(self) -> Mapping[str, str]:
-        """Each hardware of the entries and its footnote mark."""
-        found = dict.fromkeys(entry.hardware for entry in self.entries)
-        return {hardware: f"h{i}" for i, hardware in enumerate(found, start=1)}
+    def hardwares(self) -> Mapping[str, int]:
+        """Every hardware that an entry was measured on, and how many were."""
+        return Counter(h for entry in self.everyone for h in entry.efficiencies)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Those in which an entry has something."""
+        return tuple(
+            column
+            for column in COLUMNS
+            if any(entry.value(column) is not None for entry in self.entries)
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be read beside the numbers, a line each."""
         notes = []
-        if len(self.hardware) == 1:
-            notes.append(f"measured on {', '.join(self.hardware)}")
-        else:
-            names = ", ".join(ON_HARDWARE.values())
-            notes.append(f"not comparable between different hardware: {names}")
-            notes += [f"{mark}: {hardware}" for hardware, mark in self.hardware.items()]
-        for entry in self.entries:
-            if (used := len(entry.runs_on_hardware)) < entry.seeds:
-                notes.append(
-                    f"{entry.label} ran on several hardwares; what depends on them is of the "
-                    f"newest run's only ({used} of {entry.seeds} runs)"
-                )
+        if len(self.everyone) > MOST_ENTRIES and self.analysis.intervals:
+            notes.append(
+                f"{len(self.everyone)} entries: pairs are tested up to {MOST_ENTRIES}, so ranks "
+                "are by mean and chance is not counted"
+            )
+        if self.hardware:
+            notes.append(f"measured on {self.hardware}{self._how_measured()}")
+        others = {h: count for h, count in self.hardwares.items() if h != self.hardware}
+        for hardware, count in others.items():
+            notes.append(
+                f"not shown, as no two hardwares compare: {count} measured on {hardware} "
+                f"(--hardware {hardware_id(hardware)})"
+            )
         if superseded := sum(entry.superseded for entry in self.entries):
             notes.append(f"runs superseded by a newer one of the same model and seed: {superseded}")
         return tuple(notes)
 
+    def frame(self) -> "DataFrame":
+        """A row for each entry, indexed by label, columns by their names in `COLUMNS`."""
+        from pandas import DataFrame
+
+        rows = [{c.name: entry.value(c) for c in COLUMNS} for entry in self.entries]
+        frame = DataFrame(rows, columns=[c.name for c in COLUMNS])
+        frame.insert(0, "model_fingerprint", [entry.model_fingerprint for entry in self.entries])
+        return frame.set_index("model")
+
+    def comparisons_frame(self) -> "DataFrame":
+        """A row for each pair of entries, with the fields of `analysis.Comparison`."""
+        from dataclasses import asdict
+
+        from pandas import DataFrame
+
+        labels = {entry.model_fingerprint: entry.label for entry in self.everyone}
+        rows = []
+        for (a, b), comparison in self.analysis.comparisons.items():
+            content = asdict(comparison)
+            low, high = content.pop("interval")
+            rows.append(
+                {"a": labels[a], "b": labels[b], "low": low, "high": high}
+                | content
+                | {"differ": comparison.differ}
+            )
+        return DataFrame(rows)
+
+    def _how_measured(self) -> str:
+        found = [e.efficiency for e in self.entries if e.efficiency]
+        sessions = Counter(one.session for one in found)
+        alone = sessions.pop("", 0)
+        if not sessions:
+            return ", each at the end of its training: 'mixerbench measure' does it side by side"
+        if alone or len(sessions) > 1:
+            words = [f"{count} in one session" for count in sessions.values()]
+            words += [f"{alone} at the end of training"] if alone else []
+            return f": {', '.join(words)}; 'mixerbench measure' does it side by side"
+        return ", all in one session, in turns" if len(found) == len(self.entries) else ""
+
 
 def boards(
-    runs: Iterable[Run], *, filters: Sequence[str] = (), sort: str = "top1"
+    runs: Iterable[Run],
+    measurements: Iterable[Measurement] = (),
+    *,
+    filters: Sequence[str] = (),
+    sort: str = "top1",
+    hardware: str = "",
+    source: Source | None = None,
 ) -> tuple[Board, ...]:
     """One board per protocol fingerprint; real data first, then the one with most models.
 
-    ``filters`` are FIELD=VALUE with a field of `FILTERS`; a protocol's value is its name or a
-    prefix of its fingerprint. Several of one field widen, different fields narrow. ``sort`` is the
-    name of a column: accuracy and speed highest first, costs lowest first, missing values last.
-    ValueError: unknown field, value or column, with the nearest known ones.
+    Args:
+        filters: FIELD=VALUE with a field of `FILTERS`; a protocol's value is its name or a prefix
+            of its fingerprint; params=22M and flops=4.6G (multiply-adds) are what is within 1 %.
+            Several of one field widen, different fields narrow.
+        sort: the name of a column: accuracy and speed highest first, costs lowest first, missing
+            values last.
+        hardware: whose speed, memory and energy to show: a part of its name or of its id; by
+            default the one that most entries of a board were measured on.
+        source: of predictions, for intervals, paired tests and rank ranges; None: without these.
+
+    ValueError: unknown field, value, column or hardware, with the nearest known ones.
     """
     column = check_sort(sort)
     by_protocol = defaultdict(list)
     for run in runs:
         by_protocol[run.protocol_fingerprint].append(run)
-    found = [_board(group) for group in by_protocol.values()]
+    by_model = defaultdict(list)
+    for one in measurements:
+        by_model[one.protocol_fingerprint, one.model_fingerprint].append(one)
+    found = [_board(group, by_model) for group in by_protocol.values()]
     keep = _filter(filters, found)
     shown = []
     for board in found:
-        entries = [entry for entry in board.entries if keep(board, entry)]
-        entries.sort(key=lambda entry: _order(entry, column))
+        entries = tuple(entry for entry in board.everyone if keep(board, entry))
         if entries:
-            shown.append(replace(board, entries=tuple(entries)))
+            shown.append(replace(board, entries=entries))
     shown.sort(key=lambda b: (b.synthetic, -len(b.entries), b.protocol, b.fingerprint))
-    return tuple(shown)
+    chosen = _hardware_of_each(shown, hardware)
+    return tuple(
+        _finish(board, one, source, column) for board, one in zip(shown, chosen, strict=True)
+    )
 
 
 def check_sort(sort: str) -> Column:
@@ -183,7 +338,7 @@ def check_sort(sort: str) -> Column:
     columns = {column.name: column for column in COLUMNS}
     if sort not in columns:
         raise ValueError(f"cannot sort by {sort!r}: {nearest(sort, columns)}")
-    return columns[sort]
+    return columns["rank" if sort == "ranks" else sort]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -198,29 +353,50 @@ def newest(runs: Iterable[Run]) -> Run:
     return max(runs, key=lambda run: (run.finished, run.run_id))
 
 
-def _board(runs: list[Run]) -> Board:
+def hardware_id(hardware: str) -> str:
+    """8 hex digits that stand for hardware, software and batch."""
+    return hashlib.sha256(hardware.encode()).hexdigest()[:8]
+
+
+def hardware_of(one: Run | Measurement) -> str:
+    """Two batch sizes are as little comparable as two machines."""
+    batch_size = one.metrics.get(Metric.MEASURE_BATCH_SIZE)
+    return one.hardware + (f" · batch {batch_size:.0f}" if batch_size else "")
+
+
+def _board(runs: list[Run], measurements: Mapping[tuple[str, str], Sequence[Measurement]]) -> Board:
     by_model: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         by_model[run.model_fingerprint][run.seed].append(run)
-    entries = [_entry(seeds) for seeds in by_model.values()]
-    labels = Counter(entry.label for entry in entries)
-    top1 = [mean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in entries]
-    ranked = []
-    for entry, own in zip(entries, top1, strict=True):
-        mark = f" [{entry.model_fingerprint[:6]}]" if labels[entry.label] > 1 else ""
-        rank = 1 + sum(other > own for other in top1)
-        ranked.append(replace(entry, rank=rank, label=entry.label + mark))
     last = newest(runs)
+    entries = [
+        _entry(seeds, measurements.get((last.protocol_fingerprint, model), ()))
+        for model, seeds in by_model.items()
+    ]
+    labels = Counter(entry.label for entry in entries)
+    top1 = [fmean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in entries]
+    ordered = sorted(top1, reverse=True)
+    first_place = {value: place for place, value in reversed([*enumerate(ordered, start=1)])}
+    everyone = tuple(
+        replace(
+            entry,
+            rank=first_place[own],
+            label=entry.label
+            + (f" [{entry.model_fingerprint[:6]}]" if labels[entry.label] > 1 else ""),
+        )
+        for entry, own in zip(entries, top1, strict=True)
+    )
     return Board(
         protocol=last.protocol_name,
         fingerprint=last.protocol_fingerprint,
         fields=last.protocol,
         synthetic=any(run.synthetic for run in runs),
-        entries=tuple(ranked),
+        entries=everyone,
+        everyone=everyone,
     )
 
 
-def _entry(seeds: Mapping[str, list[Run]]) -> Entry:
+def _entry(seeds: Mapping[str, list[Run]], measurements: Sequence[Measurement]) -> Entry:
     runs = tuple(newest(seeds[seed]) for seed in sorted(seeds, key=lambda s: (len(s), s)))
     last = newest(runs)
     return Entry(
@@ -231,9 +407,83 @@ def _entry(seeds: Mapping[str, list[Run]]) -> Entry:
         backbone=last.backbone,
         stem=last.stem,
         model_fingerprint=last.model_fingerprint,
-        hardware=_hardware(last),
         runs=runs,
         superseded=sum(len(group) - 1 for group in seeds.values()),
+        efficiencies=_efficiencies(runs, measurements),
+    )
+
+
+def _efficiencies(
+    runs: Sequence[Run], measurements: Sequence[Measurement]
+) -> dict[str, Efficiency]:
+    """On each hardware the newest measurement beside others, else the mean of the runs' own."""
+    own: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        own[hardware_of(run)].append(run)
+    found = {}
+    for hardware, group in own.items():
+        keys = {key for run in group for key in run.metrics if key.startswith(MEASURED)}
+        values = {k: [run.metrics[k] for run in group if k in run.metrics] for k in keys}
+        found[hardware] = Efficiency(
+            machine=group[0].hardware,
+            session="",
+            finished=max(run.finished for run in group),
+            runs=len(group),
+            metrics={key: fmean(numbers) for key, numbers in values.items()},
+        )
+    for one in sorted(measurements, key=lambda one: (one.finished, one.run_id)):
+        found[hardware_of(one)] = Efficiency(
+            one.hardware, one.session, one.finished, 1, one.metrics
+        )
+    return found
+
+
+def _hardware_of_each(found: Sequence[Board], wanted: str) -> list[str]:
+    """The hardware of each board: what is wanted, else what most entries were measured on."""
+    names = {name for board in found for name in board.hardwares}
+    meant = [n for n in names if wanted.casefold() in n.casefold() or hardware_id(n) == wanted]
+    if wanted and not meant:
+        known = (f"{hardware_id(name)} ({name})" for name in sorted(names))
+        raise ValueError(f"nothing was measured on {wanted!r}: {nearest(wanted, known)}")
+    chosen = []
+    for board in found:
+        newest_on = {
+            name: max(
+                e.efficiencies[name].finished for e in board.everyone if name in e.efficiencies
+            )
+            for name in board.hardwares
+        }
+        here = [name for name in meant if name in board.hardwares]
+        best = max(here, key=lambda n: (board.hardwares[n], newest_on[n], n), default="")
+        chosen.append(best)
+    return chosen
+
+
+def _finish(board: Board, hardware: str, source: Source | None, column: Column) -> Board:
+    """With hardware and analysis, sorted."""
+    analysis = NOTHING
+    if source is not None:
+        analysis = analyse({e.model_fingerprint: e.runs for e in board.everyone}, source)
+
+    def finish(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        finished = [
+            replace(
+                entry,
+                hardware=hardware,
+                rank_range=analysis.rank_ranges.get(entry.model_fingerprint),
+                top1_interval=analysis.intervals.get(entry.model_fingerprint),
+                calibration_error=analysis.calibration_errors.get(entry.model_fingerprint),
+            )
+            for entry in entries
+        ]
+        return tuple(sorted(finished, key=lambda entry: _order(entry, column)))
+
+    return replace(
+        board,
+        entries=finish(board.entries),
+        everyone=finish(board.everyone),
+        hardware=hardware,
+        analysis=analysis,
     )
 
 
@@ -259,12 +509,30 @@ def _filter(filters: Sequence[str], found: Sequence[Board]) -> Callable[[Board, 
 def _words(field: str, board: Board, entry: Entry) -> tuple[str, ...]:
     if field == "protocol":
         return board.protocol, board.fingerprint
+    if field in _COSTS:
+        cost = _cost(field, entry)
+        return () if cost is None else (f"{cost / 1e6:.4g}M",)
     return (getattr(entry, field),)
+
+
+_COSTS = {"params": (Metric.PARAMETERS, 1.0), "flops": (Metric.GMACS, 1e9)}  # metric, its unit
+
+
+def _cost(field: str, entry: Entry) -> float | None:
+    metric, unit = _COSTS[field]
+    summary = entry.summary(metric)
+    return summary.mean * unit if summary else None
 
 
 def _fits(field: str, value: str, board: Board, entry: Entry) -> bool:
     if field == "protocol" and value and board.fingerprint.startswith(value):
         return True
+    if field in _COSTS:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", value)
+        if not found:
+            raise ValueError(f"cannot filter by {field}={value}: give a number such as 22M or 4.6G")
+        wanted, cost = float(found[1]) * _SUFFIXES[found[2]], _cost(field, entry)
+        return cost is not None and abs(cost - wanted) <= EQUAL_COST * wanted
     return value in _words(field, board, entry)
 
 
@@ -273,9 +541,3 @@ def _order(entry: Entry, column: Column) -> tuple[bool, float, str, int, str]:
     text = value.casefold() if isinstance(value, str) else ""
     number = value if isinstance(value, int | float) else 0
     return value is None, -number if column.high_first else number, text, entry.rank, entry.label
-
-
-def _hardware(run: Run) -> str:
-    """Two batch sizes are as little comparable as two machines."""
-    batch_size = run.metrics.get(Metric.MEASURE_BATCH_SIZE)
-    return run.hardware + (f" · batch {batch_size:.0f}" if batch_size else "")

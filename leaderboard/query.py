@@ -1,24 +1,45 @@
-"""Reads runs through MLflow's public client, and counts those it leaves out, with the reason."""
+"""Runs and measurements, as they were logged; those that are left out are counted, with the reason.
 
+An MLflow store is read through MLflow's public client and nothing else. What was read stays in a
+cache, and only what is new is asked for: a store that has not changed is not even opened.
+"""
+
+import hashlib
+import json
 import math
 import os
 import re
 import sqlite3
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
-from mixerbench.tracking.keys import SCHEMA_VERSION, Metric, Param, Tag
+from leaderboard.cache import Cache
+from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Metric, Tag
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+SCHEMES = ("sqlite", "file", "http", "https", "postgresql", "mysql", "mssql")
 PAGE = 200  # runs; a server takes about 1 s, its time limit below is 30 s
 INFINITY = 1.797e308  # as MLflow stores it
+OWN = "mixerbench."  # what the names of our tags begin with
+CURVES = (
+    *(Metric.VAL_TOP1, Metric.VAL_LOSS, Metric.EMA_TOP1),
+    *(Metric.TRAIN_LOSS, Metric.LEARNING_RATE, Metric.TRAIN_SECONDS, Metric.EPOCH),
+)
+CURVE_POINTS = 200  # a longer curve is averaged down: 300 epochs of ImageNet log 37,500 losses
+_QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+CLOCK_SKEW_MS = 10 * 60 * 1000  # between the machines that upload to one store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +47,11 @@ class Run:
     """One finished training run, as logged."""
 
     run_id: str
+    experiment_id: str
     name: str
     experiment: str
-    finished: int  # milliseconds since 1970
+    started: int  # milliseconds since 1970
+    finished: int
     model: str
     model_fingerprint: str
     mixer: str
@@ -40,8 +63,27 @@ class Run:
     seed: str
     synthetic: bool
     hardware: str
-    protocol: Mapping[str, str]  # {"protocol.recipe.epochs": "300"}
+    tags: Mapping[str, str]  # mixerbench's own
+    params: Mapping[str, Mapping[str, str]]  # {"protocol": {"protocol.recipe.epochs": "300"}}
     metrics: Mapping[str, float]  # last values; NaN and infinity are left out
+
+    @property
+    def protocol(self) -> Mapping[str, str]:
+        """{"protocol.recipe.epochs": "300"}"""
+        return self.params.get("protocol", {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a model costs, measured by ``mixerbench measure`` beside others in one session."""
+
+    run_id: str
+    finished: int
+    protocol_fingerprint: str
+    model_fingerprint: str
+    hardware: str
+    session: str
+    metrics: Mapping[str, float]
 
 
 TAGS = {
@@ -56,53 +98,336 @@ TAGS = {
     "seed": Tag.SEED,
     "hardware": Tag.HARDWARE,
 }
+MEASUREMENT_TAGS = {
+    "protocol_fingerprint": Tag.PROTOCOL_FINGERPRINT,
+    "model_fingerprint": Tag.MODEL_FINGERPRINT,
+    "hardware": Tag.HARDWARE,
+    "session": Tag.SESSION,
+}
+
+State = Mapping[str, Any]
+"""A run as it is kept in the cache and in bundles: plain data, whatever its status."""
 
 
 class Reading(NamedTuple):
     runs: tuple[Run, ...]
     skipped: Mapping[str, int]  # reason: number of runs
+    measurements: tuple[Measurement, ...] = ()
+
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""Metric of `CURVES` -> (optimizer step, value)."""
+
+
+class Source(Protocol):
+    """Where results come from: an MLflow store, or a bundle that somebody exported."""
+
+    @property
+    def name(self) -> str:
+        """What to call it, without passwords."""
+        ...
+
+    @property
+    def cache(self) -> Cache: ...
+
+    def read(self) -> Reading: ...
+
+    def artifact(self, run: Run, name: str) -> Path | None:
+        """A file that the run logged; None if it logged none of this name."""
+        ...
+
+    def curves(self, run: Run) -> Curves: ...
+
+
+def open_source(place: str) -> Source:
+    """The store or server at an MLflow tracking URI, or the bundle in a folder.
+
+    ValueError: there is none, or it cannot be read.
+    """
+    from leaderboard.bundle import Bundle, is_bundle
+
+    return Bundle(Path(place)) if is_bundle(Path(place)) else Store(place)
 
 
 def read_runs(tracking_uri: str) -> Reading:
-    """All finished mixerbench runs of a store or server; deleted and foreign runs are ignored.
+    """All finished mixerbench runs of a store, a server or a bundle. Never creates a store.
 
-    About 4 ms per run, after 3 s for importing mlflow. Never creates a store.
     ValueError: no store or server there, or MLflow refuses to read it.
     """
-    _check_exists(tracking_uri)
-    import mlflow
-
-    try:
-        with _http_limits(timeout_s=10, retries=0):
-            client = mlflow.MlflowClient(tracking_uri=tracking_uri)
-            client.search_experiments(max_results=1)  # is anybody there?
-        with _http_limits(timeout_s=30, retries=1):
-            names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-            found = _pages(client.search_runs, experiment_ids=list(names)) if names else ()
-            # A run that starts meanwhile shifts the pages: one may come twice.
-            logged = {run.info.run_id: run for run in found}
-    except (mlflow.MlflowException, ImportError) as error:  # ImportError: a database's driver
-        # One line and no password: the message may be a page of HTML, and repeats the URI.
-        reason = " ".join(str(error).split())[:300]
-        message = (
-            f"cannot read MLflow at {tracking_uri}: expected a running server, or a store of this "
-            f"MLflow version. Check the address and `mlflow --version`. MLflow says: {reason}"
-        )
-        raise ValueError(re.sub(r"://[^/@\s]*@", "://***@", message)) from None
-    runs, skipped = [], Counter[str]()
-    for run in logged.values():
-        if any(tag.startswith("mixerbench.") for tag in run.data.tags):
-            if reason := _reason_to_skip(run):
-                skipped[reason] += 1
-            else:
-                runs.append(_run(names[run.info.experiment_id], run))
-    return Reading(tuple(runs), dict(skipped))
+    return open_source(tracking_uri).read()
 
 
 def skipped_line(skipped: Mapping[str, int]) -> str:
     """``Not on a board: 2 failed, 1 of schema 0 (this is 1).``, or an empty string."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f"Not on a board: {counts}." if counts else ""
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+class Store:
+    """An MLflow store, and what was read of it before.
+
+    The first reading takes about 4 ms a run, after 3 s for importing mlflow. Later ones ask for
+    what ended or was uploaded since, for what runs, and for what is deleted. After ``refresh``
+    only is seen: a tag or a metric that somebody changed by hand, and a run that was deleted and
+    removed for good (``mlflow gc``) between two readings.
+    """
+
+    def __init__(self, tracking_uri: str, *, refresh: bool = False) -> None:
+        """ValueError: no store there; a server is not asked yet."""
+        _check_exists(tracking_uri)
+        self.uri = tracking_uri
+        self.name = without_password(tracking_uri)
+        path = _local_path(tracking_uri)
+        self.cache = Cache(f"store {path.resolve()}" if path else tracking_uri)
+        if refresh:
+            self.cache.clear()
+
+    def read(self) -> Reading:
+        """ValueError: MLflow refuses to read it, or the server does not answer."""
+        try:
+            return self._read()
+        except (OSError, sqlite3.Error) as error:  # the cache's: MLflow's are ValueErrors here
+            self.cache.replace(error)
+            return self._read()
+
+    def _read(self) -> Reading:
+        with self.cache.alone():  # the second of two processes finds everything done
+            facts, version = self.cache.facts(), self._version()
+            if version is None or facts.get("version") != version:
+                with self._client() as client:
+                    self._update(client, facts, version)
+        experiments = json.loads(self.cache.facts()["experiments"])
+        return reading_of(self.cache.runs(), self.cache.parts(), experiments)
+
+    def artifact(self, run: Run, name: str) -> Path | None:
+        """Downloaded once: a finished run keeps its artifacts. ValueError: as `read`."""
+
+        def list_names(path: Path) -> None:
+            with self._client() as client:
+                found = [artifact.path for artifact in client.list_artifacts(run.run_id)]
+            path.write_text(json.dumps(found))
+
+        def download(path: Path) -> None:
+            with self._client() as client:
+                client.download_artifacts(run.run_id, name, str(path.parent))
+
+        kept = ("artifacts", _version_of(run))
+        listing = self.cache.file(*kept, "names.json", make=list_names)
+        if name not in json.loads(listing.read_text()):
+            return None
+        return self.cache.file(*kept, "files", name, make=download)
+
+    def curves(self, run: Run) -> Curves:
+        """ValueError: as `read`."""
+
+        def download(path: Path) -> None:
+            with self._client() as client:
+                curves = {
+                    key: [(m.step, m.value) for m in client.get_metric_history(run.run_id, key)]
+                    for key in CURVES
+                    if key in run.metrics
+                }
+            path.write_text(json.dumps({k: thinned(points) for k, points in curves.items()}))
+
+        path = self.cache.file("artifacts", _version_of(run), "curves.json", make=download)
+        return read_curves(path)
+
+    def _version(self) -> str | None:
+        """Changes whenever a SQLite store does; None: nobody can tell without asking."""
+        if not self.uri.startswith("sqlite"):
+            return None
+        parts = []
+        for suffix in ("", "-wal"):
+            path = Path(f"{_local_path(self.uri)}{suffix}")
+            if path.exists():
+                stat = path.stat()
+                with open(path, "rb") as file:
+                    # Counts SQLite's writes: times of files stand still for some milliseconds.
+                    counter = file.read(28)[24:].hex()
+                parts.append(f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{counter}")
+        return " ".join(parts)
+
+    @contextmanager
+    def _client(self) -> Iterator["MlflowClient"]:
+        import mlflow
+
+        try:
+            with _mirror_of(self.uri) as uri, _environment(**_QUIET):
+                with _environment(**_http_limits(timeout_s=10, retries=0)):
+                    client = mlflow.MlflowClient(tracking_uri=uri)
+                    if uri.startswith("http"):
+                        client.search_experiments(max_results=1)  # is anybody there?
+                with _environment(**_http_limits(timeout_s=30, retries=1)):
+                    yield client
+        # ImportError: a database's driver; OSError: an artifact that cannot be reached.
+        except (mlflow.MlflowException, ImportError, OSError) as error:
+            # One line and no password: the message may be a page of HTML, and repeats the URI.
+            reason = " ".join(str(error).split())[:300]
+            message = (
+                f"cannot read MLflow at {self.uri}: expected a running server, or a store of this "
+                "MLflow version. Check the address and `mlflow --version`. "
+                f"MLflow says: {reason}"
+            )
+            raise ValueError(without_password(message)) from None
+
+    def _update(
+        self, client: "MlflowClient", facts: Mapping[str, str], version: str | None
+    ) -> None:
+        from mlflow.entities import ViewType
+
+        listed = list(_pages(client.search_experiments))
+        experiments = {e.experiment_id: e.name for e in listed}
+        born = {e.experiment_id: e.creation_time for e in listed}
+        before = json.loads(facts.get("born", "{}"))
+        if any(before.get(experiment, born[experiment]) != born[experiment] for experiment in born):
+            self.cache.clear()  # another store stands where this one was
+            facts, before = {}, {}
+        new = [experiment for experiment in experiments if experiment not in before]
+        old = [experiment for experiment in experiments if experiment in before]
+        since = int(facts.get("since", 0))
+        searches: list[tuple[list[str], dict[str, Any]]] = [(new, {})]
+        searches += [
+            (old, {"filter_string": text})
+            for text in (
+                f"attributes.end_time > {since}",
+                f"metrics.`{Metric.UPLOADED_AT}` > {since / 1000}",
+                "attributes.status = 'RUNNING'",
+                "attributes.status = 'SCHEDULED'",
+            )
+        ]
+        searches.append((list(experiments), {"run_view_type": ViewType.DELETED_ONLY}))
+
+        cached = self.cache.runs()
+        known = set(self.cache.parts())
+        seen: set[str] = set()
+        latest = since + CLOCK_SKEW_MS
+        for ids, arguments in searches:
+            if not ids:
+                continue
+            found = _pages(client.search_runs, experiment_ids=ids, **arguments)
+            while page := list(islice(found, PAGE)):  # the memory of one page at a time
+                states: dict[str, State] = {}
+                parts: dict[str, dict[str, str]] = {}
+                for run in page:
+                    state, own = _state(run)
+                    states[run.info.run_id] = state
+                    parts |= {digest: own[digest] for digest in own.keys() - known}
+                    uploaded = state["metrics"].get(Metric.UPLOADED_AT, 0) * 1000
+                    latest = max(latest, state["finished"], int(uploaded))
+                self.cache.update(states, parts)
+                known |= parts.keys()
+                seen |= states.keys()
+        # Neither running nor deleted any more, and not among what ended, or not there when their
+        # experiment came back: ask for each.
+        restless = ("RUNNING", "SCHEDULED")
+        lost = [
+            run_id
+            for run_id, state in cached.items()
+            if run_id not in seen
+            and state["experiment"] in experiments
+            and (state["status"] in restless or state["deleted"] or state["experiment"] in new)
+        ]
+        for run_id in lost:
+            self._update_one(client, run_id)
+        # Of a run whose clock is wrong, "until 2030" would hide all that comes before.
+        latest = min(latest, int(time.time() * 1000))
+        self.cache.update(
+            facts={
+                "experiments": json.dumps(experiments),
+                "born": json.dumps(born),
+                "since": str(latest - CLOCK_SKEW_MS),
+                "version": version or "",
+            }
+        )
+
+    def _update_one(self, client: "MlflowClient", run_id: str) -> None:
+        import mlflow
+
+        try:
+            run = client.get_run(run_id)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.cache.update(gone=[run_id])
+            return
+        state, parts = _state(run)
+        self.cache.update({run_id: state}, parts)
+
+
+def reading_of(
+    states: Mapping[str, State],
+    parts: Mapping[str, Mapping[str, str]],
+    experiments: Mapping[str, str],
+) -> Reading:
+    """Runs and measurements from their states; what is no finished run is counted."""
+    runs, measurements, skipped = [], [], Counter[str]()
+    for run_id, state in states.items():
+        tags, is_measurement = state["tags"], state["tags"].get(Tag.KIND) == MEASUREMENT
+        if reason := _reason_to_skip(state, experiments):
+            skipped[reason] += 1
+        elif is_measurement:
+            measurements.append(
+                Measurement(
+                    run_id=run_id,
+                    finished=state["finished"],
+                    metrics=_finite(state["metrics"]),
+                    **{field: tags[tag] for field, tag in MEASUREMENT_TAGS.items()},
+                )
+            )
+        else:
+            runs.append(
+                Run(
+                    run_id=run_id,
+                    experiment_id=state["experiment"],
+                    name=state["name"] or run_id,
+                    experiment=experiments[state["experiment"]],
+                    started=state["started"],
+                    finished=state["finished"],
+                    synthetic=tags.get(Tag.SYNTHETIC) == "true",
+                    tags=tags,
+                    params={name: parts[digest] for name, digest in state["params"].items()},
+                    metrics=_finite(state["metrics"]),
+                    **{field: tags[tag] for field, tag in TAGS.items()},
+                )
+            )
+    return Reading(
+        tuple(sorted(runs, key=lambda run: (run.finished, run.tags.get(Tag.UID, run.run_id)))),
+        dict(skipped),
+        in_order(measurements),
+    )
+
+
+def in_order(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """The same in every store that has them, as is the order of runs in a reading."""
+    return tuple(
+        sorted(measurements, key=lambda m: (m.finished, m.session, m.model_fingerprint, m.run_id))
+    )
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most `CURVE_POINTS`: the mean of neighbours at the last step of each group.
+
+    The last point stays as it is: where the curve ends is the metric's last value.
+    """
+    points = sorted(point for point in points if _is_finite(point[1]))
+    rest, last = points[:-1], points[-1:]
+    size = math.ceil(len(rest) / (CURVE_POINTS - 1))
+    groups = (rest[start : start + size] for start in range(0, len(rest), size or 1))
+    return [*((group[-1][0], fmean(value for _, value in group)) for group in groups), *last]
+
+
+def read_curves(path: Path) -> Curves:
+    content = json.loads(path.read_text())
+    return {key: [(int(step), value) for step, value in content[key]] for key in content}
+
+
+def _version_of(run: Run) -> str:
+    """A run that was resumed has other artifacts than before."""
+    return f"{run.run_id}-{run.finished}"
 
 
 def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
@@ -115,30 +440,57 @@ def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
             return
 
 
-def _reason_to_skip(run: "MlflowRun") -> str:
-    tags, status = run.data.tags, str(run.info.status)
+def _state(run: "MlflowRun") -> tuple[State, dict[str, dict[str, str]]]:
+    """What is kept of a run, and its parameters in groups by digest."""
+    groups: dict[str, dict[str, str]] = {}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith(OWN)}
+    if tags:  # else it is somebody else's, and only counted
+        for key, value in run.data.params.items():
+            groups.setdefault(key.partition(".")[0], {})[key] = value
+    digests = {name: digest_of(content) for name, content in groups.items()}
+    state = {
+        "experiment": run.info.experiment_id,
+        "name": run.info.run_name,
+        "status": str(run.info.status),
+        "deleted": run.info.lifecycle_stage == "deleted",
+        "started": run.info.start_time or 0,
+        "finished": run.info.end_time or 0,
+        "tags": tags,
+        "params": digests,
+        "metrics": run.data.metrics if tags else {},
+    }
+    return state, {digests[name]: content for name, content in groups.items()}
+
+
+def digest_of(content: Mapping[str, str]) -> str:
+    """32 hex digits of a group of parameters."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _reason_to_skip(state: State, experiments: Mapping[str, str]) -> str:
+    tags, status = state["tags"], state["status"]
+    if not tags:
+        return "of other programs"
+    if state["deleted"]:
+        return "deleted"
+    if state["experiment"] not in experiments:
+        return "of deleted experiments"
     if (schema := tags.get(Tag.SCHEMA, "unknown")) != SCHEMA_VERSION:
         return f"of schema {schema} (this is {SCHEMA_VERSION})"
     if status != "FINISHED":
         return "not finished" if status in ("RUNNING", "SCHEDULED") else status.lower()
-    if missing := [tag for tag in TAGS.values() if not tags.get(tag)]:
+    is_measurement = tags.get(Tag.KIND) == MEASUREMENT
+    needed = MEASUREMENT_TAGS if is_measurement else TAGS
+    if missing := [tag for tag in needed.values() if not tags.get(tag)]:
         return f"without tag {missing[0]}"
-    if not _is_finite(run.data.metrics.get(Metric.FINAL_TOP1, math.nan)):
+    if not is_measurement and not _is_finite(state["metrics"].get(Metric.FINAL_TOP1, math.nan)):
         return f"without {Metric.FINAL_TOP1}"
     return ""
 
 
-def _run(experiment: str, run: "MlflowRun") -> Run:
-    return Run(
-        run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        experiment=experiment,
-        finished=run.info.end_time or 0,
-        synthetic=run.data.tags.get(Tag.SYNTHETIC) == "true",
-        protocol={k: v for k, v in run.data.params.items() if k.startswith(Param.PROTOCOL)},
-        metrics={k: v for k, v in run.data.metrics.items() if _is_finite(v)},
-        **{field: run.data.tags[tag] for field, tag in TAGS.items()},
-    )
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if _is_finite(value)}
 
 
 def _is_finite(value: float) -> bool:
@@ -147,37 +499,72 @@ def _is_finite(value: float) -> bool:
 
 def _check_exists(tracking_uri: str) -> None:
     """MLflow would create a missing SQLite file, and its tables in any other SQLite file."""
-    scheme, separator, rest = tracking_uri.partition("://")
+    scheme, separator, _ = tracking_uri.partition("://")
     if not separator or scheme.partition("+")[0] not in SCHEMES:
         raise ValueError(
-            f"cannot read MLflow at {tracking_uri!r}: expected sqlite:///PATH, http://HOST:PORT "
-            "or a database URI. `mlflow migrate-filestore` converts a file store (mlruns/)."
+            f"cannot read MLflow at {tracking_uri!r}: expected sqlite:///PATH, http://HOST:PORT, "
+            "a database URI, file:///FOLDER (an old mlruns/), or the folder of a bundle."
         )
-    if not scheme.startswith("sqlite"):
-        return
-    path = Path(rest.partition("?")[0][1:])
-    problem = "there is no such file"
-    if path.is_file():
-        try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
-                store.execute("SELECT 1 FROM experiments LIMIT 1")
-            return
-        except sqlite3.DatabaseError as error:
-            problem = f"this file is no MLflow store ({error})"
-    raise ValueError(
-        f"cannot read MLflow at {tracking_uri}: {problem}. Expected the SQLite store of a training "
-        "run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
-    )
+    problem = ""
+    path = _local_path(tracking_uri)
+    if scheme == "file":
+        if path is None or not any(path.glob("*/meta.yaml")):
+            problem = "there is no folder of experiments with a meta.yaml each"
+    elif path is not None:
+        if not path.is_file():
+            problem = "there is no such file"
+        else:
+            try:
+                uri = f"{path.resolve().as_uri()}?mode=ro"
+                with closing(sqlite3.connect(uri, uri=True)) as store:
+                    store.execute("SELECT 1 FROM experiments LIMIT 1")
+            except sqlite3.DatabaseError as error:
+                problem = f"this file is no MLflow store ({error})"
+    if problem:
+        raise ValueError(
+            f"cannot read MLflow at {tracking_uri}: {problem}. Expected the store of a training "
+            "run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
+        )
+
+
+def _local_path(tracking_uri: str) -> Path | None:
+    """Of a SQLite file or a folder of this machine; None: a server's or a database's."""
+    scheme, _, rest = tracking_uri.partition("://")
+    if scheme == "file":
+        return Path(unquote(rest))
+    return Path(rest.partition("?")[0][1:]) if scheme.startswith("sqlite") else None
 
 
 @contextmanager
-def _http_limits(*, timeout_s: int, retries: int) -> Iterator[None]:
-    """MLflow waits 247 s for a dead server, unless the environment says less. The user's wins."""
-    limits = {
+def _mirror_of(tracking_uri: str) -> Iterator[str]:
+    """The same store, but of a plain folder one of links: MLflow would make a folder in it."""
+    if not tracking_uri.startswith("file:"):
+        yield tracking_uri
+        return
+    root = _local_path(tracking_uri)
+    assert root is not None
+    # MLflow 3.17 wants to be told that a plain folder is meant.
+    with (
+        tempfile.TemporaryDirectory(prefix="mixerbench-") as mirror,
+        _environment(MLFLOW_ALLOW_FILE_STORE="true"),
+    ):
+        for path in root.resolve().iterdir():
+            (Path(mirror) / path.name).symlink_to(path)
+        yield Path(mirror).as_uri()
+
+
+def _http_limits(*, timeout_s: int, retries: int) -> dict[str, str]:
+    """MLflow waits 247 s for a dead server, unless the environment says less."""
+    return {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
     }
-    ours = {name: value for name, value in limits.items() if name not in os.environ}
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables of the environment for a while, where the user has not set them."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

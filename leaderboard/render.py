@@ -5,12 +5,13 @@ import json as json_format
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from io import StringIO
 from textwrap import fill
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from leaderboard.board import COLUMNS, Board, Column, Entry, nearest
+from leaderboard.board import COLUMNS, MEASURED, Board, Column, Entry, nearest
 from leaderboard.query import skipped_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ NO_SKIPPED: Mapping[str, int] = MappingProxyType({})
 # Left out in this order where a terminal is too narrow; the model's label repeats some of them.
 HIDE_FIRST = (
     *("latency_ms", "backbone", "mixer", "size", "stem", "top5", "training_seconds"),
-    *("memory_mib", "ema_top1", "gmacs", "images_per_second"),
+    *("joules_per_image", "memory_mib", "calibration_error", "ema_top1", "gmacs"),
+    "images_per_second",
 )
 
 
@@ -107,7 +109,7 @@ def csv(boards: Sequence[Board]) -> str:
 
 
 def json(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -> str:
-    """Everything, full precision: mean, std and value of each seed, run ids, protocol fields."""
+    """Everything, full precision: mean, std and value of each seed, run ids, every comparison."""
     content = {
         "columns": {column.name: column.header for column in COLUMNS},
         "boards": [
@@ -117,7 +119,9 @@ def json(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -> st
                 "fields": board.fields,
                 "synthetic": board.synthetic,
                 "notes": board.notes,
+                "hardware": board.hardware,
                 "entries": [_json_entry(entry) for entry in board.entries],
+                "comparisons": _json_comparisons(board),
             }
             for board in boards
         ],
@@ -135,7 +139,7 @@ def markdown(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -
         lines.append(_row(column.header for column in columns))
         lines.append(_row("---" if column.format == "s" else "---:" for column in columns))
         for entry in board.entries:
-            lines.append(_row(_escaped(_cell(board, entry, column)) for column in columns))
+            lines.append(_row(_escaped(cell(entry, column)) for column in columns))
         lines += ["", *(f"- {_escaped(note)}" for note in board.notes), ""]
     lines += [_escaped(line) for line in _last_lines(boards, skipped)]
     return "\n".join(lines).strip("\n") + "\n"
@@ -153,7 +157,7 @@ def _table(board: Board, columns: Sequence[Column]) -> "Table":
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    rows = [[Text(plain(_cell(board, e, column))) for column in columns] for e in board.entries]
+    rows = [[Text(plain(cell(e, column))) for column in columns] for e in board.entries]
     for i, column in enumerate(columns):
         fold = column.name == "model"
         table.add_column(
@@ -170,19 +174,13 @@ def _table(board: Board, columns: Sequence[Column]) -> "Table":
 
 
 def _columns(board: Board) -> list[Column]:
-    """All that say something; where all hardware is the same, a note says which."""
-    return [
-        column
-        for column in COLUMNS
-        if any(entry.value(column) is not None for entry in board.entries)
-        and (column.name != "hardware" or len(board.hardware) > 1)
-    ]
+    """All that say something to a person."""
+    return [column for column in board.columns if column.in_tables]
 
 
-def _cell(board: Board, entry: Entry, column: Column) -> str:
+def cell(entry: Entry, column: Column) -> str:
+    """The cell as a person reads it."""
     value = entry.value(column)
-    if column.name == "hardware":
-        return board.hardware[entry.hardware]
     return "" if value is None else format(value, column.format)
 
 
@@ -194,13 +192,28 @@ def _json_entry(entry: Entry) -> dict[str, object]:
     ]
     values: dict[str, object] = {column.name: entry.value(column) for column in COLUMNS}
     for column in COLUMNS:
-        if column.is_metric and (summary := entry.summary(column.key)):
+        if column.key in MEASURED:
+            low, high = entry.interval(column) or (None, None)
+            median = {"median": entry.value(column)}
+            values[column.name] = median | {"lower_quartile": low, "upper_quartile": high}
+        elif column.is_metric and (summary := entry.summary(column.key)):
             values[column.name] = summary._asdict()
     return values | {
         "model_fingerprint": entry.model_fingerprint,
+        "rank_range": entry.rank_range,
         "superseded": entry.superseded,
         "runs": runs,
     }
+
+
+def _json_comparisons(board: Board) -> list[dict[str, object]]:
+    """Pairs of shown entries; fields as in `analysis.Comparison`."""
+    labels = {entry.model_fingerprint: entry.label for entry in board.entries}
+    return [
+        {"a": labels[a], "b": labels[b]} | asdict(comparison)
+        for (a, b), comparison in board.analysis.comparisons.items()
+        if a in labels and b in labels
+    ]
 
 
 def _last_lines(boards: Sequence[Board], skipped: Mapping[str, int]) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from mixerbench.errors import UserError, as_user_errors, exit_code
@@ -24,7 +25,8 @@ Commands
   list          presets, mixers, sizes, stems, backbones, protocols, recipes
   import        a checkpoint that a paper's authors published
   reproduce     the papers' models beside what was published of them
-  leaderboard   rank the runs, one table per protocol
+  measure       what the models of a leaderboard cost on this machine, side by side
+  leaderboard   rank the runs, one table per protocol; as pages, as bundles, beside MLflow
   sync          upload what a tracking server has missed
 
 Settings are of three groups
@@ -56,6 +58,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         "list": _list,
         "import": _import,
         "reproduce": _reproduce,
+        "measure": _measure,
         "leaderboard": _leaderboard,
         "sync": _sync,
     }
@@ -112,6 +115,9 @@ examples:
       another backbone
   mixerbench train -m mixer=patch_ff,attention,local_attention run.seed=0,1,2
       nine runs, several side by side; launcher.jobs=2 sets how many
+  mixerbench train -m mixer=patch_ff,attention size=tiny match=params:5.7M
+      each mixer as wide, if need be as deep, as costs 5.7 million parameters within 1 %, starting
+      from the named size; match=flops:1.3G: so many multiply-adds (the papers' GFLOPs), one image
   mixerbench train mixer=attention run.resume=auto
       go on with the newest unfinished run of the same settings
   mixerbench train size=base protocol=imagenet_deit data.root=/data/imagenet run.devices=8
@@ -132,28 +138,31 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
     )
     options = parser.parse_intermixed_args(arguments)
     from mixerbench.config import compose
+    from mixerbench.launching.match import Matcher
 
     if options.cfg:
         import dataclasses
 
         import yaml
 
-        resolved = dataclasses.asdict(compose.compose(options.settings))
+        comment = Matcher(lambda line: print(f"# {line}"))  # what follows is YAML
+        resolved = dataclasses.asdict(compose.compose(options.settings, comment))
         print(yaml.safe_dump(resolved, sort_keys=False), end="")
         return
     from mixerbench.training.place import find_place
 
+    match = Matcher(prepare=_ready)
     if find_place() is not None:
         if options.multirun:
             raise UserError("a sweep starts its own processes: run it without torchrun or srun.")
         from mixerbench.launching.rank import train_as_rank
 
-        train_as_rank(lambda: _ready(compose.compose(options.settings)))
+        train_as_rank(lambda: _ready(compose.compose(options.settings, match)))
         return
     if options.multirun:
-        runs = compose.compose_sweep(options.settings)
+        runs = compose.compose_sweep(options.settings, match)
     else:
-        runs = [compose.compose(options.settings)]
+        runs = [compose.compose(options.settings, match)]
     for one in runs:
         _ready(one)
     _check_store(runs[0])  # before the seconds that torch takes, and once for a sweep
@@ -191,6 +200,8 @@ examples:
       another number of epochs is another protocol, hence another leaderboard
   mixerbench suite show suite=seeds
   mixerbench suite run suite=my_suite.yaml run.seed=0
+  mixerbench suite run suite=seeds match=params:500k
+      every mixer at equal parameters
 """,
     )
     options = parser.parse_intermixed_args(arguments)
@@ -204,12 +215,14 @@ examples:
     places = [setting.partition("=")[2] for setting in given if setting.startswith("suite=")]
     if len(places) != 1:
         raise UserError(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
+    from mixerbench.launching.match import Matcher
     from mixerbench.launching.suite import read_suite
     from mixerbench.training.place import find_place
 
     if find_place() is not None:
         raise UserError("a suite starts its own processes: run it without torchrun or srun.")
-    suite = read_suite(places[0], [s for s in given if not s.startswith("suite=")])
+    others = [setting for setting in given if not setting.startswith("suite=")]
+    suite = read_suite(places[0], others, Matcher(prepare=_ready))
     _ready(suite.any_run)
     from mixerbench.commands.suite import show_suite, train_suite
 
@@ -283,13 +296,16 @@ examples:
   mixerbench profile mixer=patch_ff size=base protocol=imagenet_deit run.measure_batch_size=8
   mixerbench profile mixer=local_attention mixer.window=5 --json
   mixerbench profile preset=lit_s protocol=imagenet_deit
+  mixerbench profile mixer=patch_ff size=small protocol=imagenet_deit match=flops:4.6G
 """,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_intermixed_args(arguments)
     from mixerbench.config.compose import compose
+    from mixerbench.launching.match import Matcher
 
-    settings = compose(options.settings)
+    to_stderr = partial(print, file=sys.stderr)
+    settings = compose(options.settings, Matcher(to_stderr if options.json else print))
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))
     from mixerbench.commands.profile import profile
 
@@ -355,23 +371,88 @@ examples:
     print(reproduce(options.settings, options.format))
 
 
+def _measure(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "measure",
+        "Measure all models of one leaderboard on this machine, in one interleaved run, and record "
+        "it.\nWhat was measured in one such run can be ranked; on other hardware it cannot.",
+        """\
+FIELD=VALUE leaves one board and some of its entries, as those of 'mixerbench leaderboard' do.
+run.device, run.precision, run.threads, run.measure_batch_size and run.measure_seconds (of each
+model, and as many again for the latency of one image) are the same for all models.
+
+examples:
+  mixerbench measure protocol=digits
+  mixerbench measure protocol=1b2c3d4e size=base run.device=cuda run.precision=bf16
+  mixerbench measure protocol=imagenet_deit run.measure_batch_size=128 run.measure_seconds=20
+""",
+    )
+    parser.add_argument(
+        "--uri", help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.config.compose import compose
+    from mixerbench.tracking.measurements import SETTINGS
+    from mixerbench.tracking.store import resolve_uri
+
+    given = [setting for setting in options.settings if setting.startswith("run.")]
+    filters = [setting for setting in options.settings if setting not in given]
+    run = compose(given).run
+    for setting in given:
+        if setting.partition("=")[0].removeprefix("run.") not in SETTINGS:
+            raise UserError(
+                f"measure does not depend on {setting}: it takes run.{', run.'.join(SETTINGS)}."
+            )
+    os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
+    from mixerbench.commands.measure import measure
+
+    measure(filters, run, resolve_uri(options.uri))
+
+
 def _leaderboard(arguments: Sequence[str]) -> None:
+    actions: dict[str, Callable[[Sequence[str]], None]] = {
+        "site": _leaderboard_site,
+        "serve": _leaderboard_serve,
+        "publish": _leaderboard_publish,
+        "export": _leaderboard_export,
+        "import": _leaderboard_import,
+    }
+    if arguments and arguments[0] in actions:
+        actions[arguments[0]](arguments[1:])
+        return
     parser = _Parser(
         "leaderboard",
         "Rank the finished runs, one table per protocol fingerprint: runs that were not trained "
         "and\nevaluated alike never stand in one table.",
         """\
-FIELD=VALUE shows only some entries: mixer=patch_ff size=micro stem=conv protocol=digits
+FIELD=VALUE shows only some entries: mixer=patch_ff size=micro stem=conv protocol=digits,
+and at equal cost, within 1 %: params=22M flops=4.6G (multiply-adds)
+
+A rank is a range: an entry shares ranks with all that it does not differ from beyond chance.
+
+actions, each with its own --help:
+  site      write the leaderboard as a folder of pages that needs no server
+  serve     MLflow with these pages beside it
+  publish   store the pages in MLflow
+  export    a bundle of results to give to others
+  import    take somebody's bundle into the store
 
 examples:
   mixerbench leaderboard
   mixerbench leaderboard protocol=digits --sort gmacs
   mixerbench leaderboard --format csv > board.csv
+  mixerbench leaderboard --uri leaderboard/published/digits_micro
   mixerbench leaderboard --explain 1b2c3d4e 99aabbcc
 """,
     )
     parser.add_argument("--format", default="terminal", help="terminal, csv, json or markdown")
     parser.add_argument("--sort", metavar="COLUMN", help="a column, best first: top1, gmacs, ...")
+    parser.add_argument(
+        "--hardware",
+        default="",
+        help="whose speed, memory and energy to show: a part of its name (default: the one that "
+        "most were measured on; no two are ever mixed)",
+    )
     parser.add_argument(
         "--explain",
         nargs=2,
@@ -379,29 +460,167 @@ examples:
         help="the settings in which two protocols differ: fingerprints, runs' names or ids",
     )
     parser.add_argument(
-        "--uri", help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
+        "--refresh", action="store_true", help="read everything anew, not only what is new"
     )
+    _add_uri(parser, "or a bundle's folder ")
     options = parser.parse_intermixed_args(arguments)
     import shutil
 
     from leaderboard import explain_text, leaderboard_text
-    from mixerbench.tracking.store import resolve_uri
 
-    uri = resolve_uri(options.uri)
+    place = _place(options.uri)
     with as_user_errors():
+        if options.refresh:
+            from leaderboard.cache import Cache
+
+            Cache(place).clear()
         if options.explain:
-            print(explain_text(uri, *options.explain))
+            print(explain_text(place, *options.explain))
             return
-        terminal = sys.stdout.isatty()
         text = leaderboard_text(
-            uri,
+            place,
             format=options.format,
             filters=options.settings,
             sort=options.sort or "top1",
+            hardware=options.hardware,
             width=shutil.get_terminal_size((120, 24)).columns,
-            color=terminal,
+            color=sys.stdout.isatty(),
         )
     print(text)
+
+
+def _leaderboard_site(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard site",
+        "Write the leaderboard as a folder of pages that needs neither server nor network.",
+        """\
+FIELD=VALUE writes only some entries, as in 'mixerbench leaderboard'.
+
+examples:
+  mixerbench leaderboard site --out site
+  mixerbench leaderboard site protocol=digits --out site --uri leaderboard/published/digits_micro
+  mixerbench leaderboard site --out site --mlflow-url http://mlflow.lab.example:5000
+""",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="a new one, or an older site"
+    )
+    parser.add_argument("--hardware", default="", help="whose speed, memory and energy to show")
+    parser.add_argument("--mlflow-url", default="", help="MLflow's address, to link the runs")
+    _add_uri(parser, "or a bundle's folder ")
+    options = parser.parse_intermixed_args(arguments)
+    from pathlib import Path
+
+    from mixerbench.commands.site import site
+
+    with as_user_errors():
+        print(
+            site(
+                _place(options.uri),
+                Path(options.out),
+                filters=options.settings,
+                hardware=options.hardware,
+                mlflow_url=options.mlflow_url,
+            )
+        )
+
+
+def _leaderboard_serve(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard serve",
+        "Start MLflow on this machine, with the leaderboard's pages at /mixerbench/ beside it.",
+        """\
+examples:
+  mixerbench leaderboard serve
+  mixerbench leaderboard serve --port 5050 --uri sqlite:////data/mlflow.db
+""",
+        settings="",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="another one asks for a password")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--refresh-seconds", type=float, default=30.0, metavar="SECONDS")
+    _add_uri(parser)
+    options = parser.parse_args(arguments)
+    from mixerbench.commands.serve import serve
+
+    with as_user_errors():
+        serve(_place(options.uri), options.host, options.port, options.refresh_seconds)
+
+
+def _leaderboard_publish(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard publish",
+        "Store the pages in MLflow, in a run called 'leaderboard' of each board's experiment.",
+        """\
+examples:
+  mixerbench leaderboard publish
+  mixerbench leaderboard publish protocol=digits
+""",
+    )
+    _add_uri(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from mixerbench.commands.publish import publish
+
+    with as_user_errors():
+        print(publish(_place(options.uri), options.settings))
+
+
+def _leaderboard_export(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard export",
+        "Write a bundle: results with their predictions, for others to check and to rank.",
+        """\
+examples:
+  mixerbench leaderboard export protocol=digits --out my_results
+""",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
+    _add_uri(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from pathlib import Path
+
+    from mixerbench.commands.bundle import export_bundle
+
+    with as_user_errors():
+        print(export_bundle(_place(options.uri), options.settings, Path(options.out)))
+
+
+def _leaderboard_import(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        "leaderboard import",
+        "Check a bundle and take its runs into the store; what is there already stays.",
+        """\
+examples:
+  mixerbench leaderboard import leaderboard/published/digits_micro
+""",
+        settings="+",
+    )
+    _add_uri(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from pathlib import Path
+
+    from mixerbench.commands.bundle import import_bundle_folder
+
+    with as_user_errors():
+        for folder in options.settings:
+            print(import_bundle_folder(Path(folder), _place(options.uri)))
+
+
+def _add_uri(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--uri",
+        help=f"the MLflow store {more}(default: $MLFLOW_TRACKING_URI, else mlflow.db here)",
+    )
+
+
+def _place(uri: str | None) -> str:
+    """Where results are: a tracking URI, or the folder of a bundle as it was given."""
+    from pathlib import Path
+
+    from leaderboard.bundle import is_bundle
+    from mixerbench.tracking.store import resolve_uri
+
+    return uri if uri and is_bundle(Path(uri)) else resolve_uri(uri)
 
 
 def _sync(arguments: Sequence[str]) -> None:

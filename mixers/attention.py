@@ -29,6 +29,7 @@ class Attention(TokenMixer):
     grid_options = ("rel_pos_bias",)
     mixes_prefix = True
     paper = "An Image is Worth 16x16 Words, arXiv:2010.11929"
+    formula = "y = concat_h(softmax(Q_h K_hᵀ / √d) V_h) W_o, Q, K, V = x W_q, x W_k, x W_v"
     no_weight_decay = ("rel_pos_table",)
 
     def __init__(

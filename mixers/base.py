@@ -42,6 +42,11 @@ class TokenMixer(nn.Module, ABC):
     """Does it carry information between prefix tokens and the grid?"""
     paper: ClassVar[str]
     """Where it comes from: title and arXiv number."""
+    formula: ClassVar[str] = ""
+    """What it computes with its default options, in a line of mathematics.
+
+    x and y are (N, C), x_i is token i; biases of linear layers are left out.
+    """
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Names of its parameters that take no weight decay (1-D parameters never do)."""
     adds_sub_layer: ClassVar[bool] = True

@@ -44,6 +44,10 @@ class Entry:
     def paper(self) -> str:
         return str(self.facts.get("paper", ""))
 
+    @property
+    def formula(self) -> str:
+        return str(self.facts.get("formula", ""))
+
 
 def read_file(path: Path, kind: str) -> list[Entry]:
     """The classes of one Python file that are registered as ``kind``.

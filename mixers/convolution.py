@@ -21,6 +21,7 @@ class Convolution(TokenMixer):
     mixes_prefix = False  # a class token has no neighbours
     strides = True
     paper = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
+    formula = "y_i = Σ_{j ∈ N(i)} W_{j−i} x_j"
 
     def __init__(
         self,

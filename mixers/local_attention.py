@@ -44,6 +44,7 @@ class LocalAttention(TokenMixer):
     any_grid = True
     mixes_prefix = False  # a class token has no neighbours
     paper = "Stand-Alone Self-Attention in Vision Models, arXiv:1906.05909"
+    formula = "y_i = W_o concat_h(Σ_{j ∈ N(i)} softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j)"
     no_weight_decay = ("rel_row", "rel_column")
 
     def __init__(

@@ -27,6 +27,7 @@ class PatchFF(TokenMixer):
     any_grid = False  # one weight per pair of positions
     mixes_prefix = True
     paper = "Do You Even Need Attention?, arXiv:2105.02723"
+    formula = "y = W₂ GELU(W₁ x)"
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ class Schedule:
     plan: tuple[str, ...]
     summary: str
     paper: str
+    formula: str
+    """As a mixer's; block (or stage) ℓ of L."""
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
@@ -27,6 +29,7 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
             ("none", "none", "attention", "attention"),
             "No mixer in the first half of the blocks, attention in the second.",
             "Less is More: Pay Less Attention in Vision Transformers, arXiv:2105.14217",
+            "y_ℓ = 0 for ℓ < L/2, y_ℓ = attention(x_ℓ) for ℓ ≥ L/2, ℓ = 0, …, L − 1",
         ),
     }
 )

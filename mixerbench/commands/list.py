@@ -109,10 +109,10 @@ def _files(group: str) -> Callable[[Sequence[str]], Rows]:
 
 
 def _options(kind: str, options: Sequence[Option]) -> str:
-    return "\n".join(f"{kind}.{option.name}={_shown(option.default)}" for option in options)
+    return "\n".join(f"{kind}.{option.name}={shown(option.default)}" for option in options)
 
 
-def _shown(default: object) -> str:
+def shown(default: object) -> str:
     if default is MISSING:
         return "(the protocol's)"
     if isinstance(default, bool):

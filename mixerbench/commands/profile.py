@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mixerbench.config.checks import known_classes
 from mixerbench.config.schema import Settings
 from mixerbench.devices import choose_device
 from mixerbench.errors import as_user_errors
@@ -27,7 +28,7 @@ def profile(settings: Settings, as_json: bool) -> str:
     device = choose_device(settings.run.device)
     torch.set_num_threads(settings.run.threads)
     size = settings.protocol.image_size
-    classes = settings.protocol.data.num_classes or _FALLBACK_CLASSES
+    classes = known_classes(settings.protocol.data) or _FALLBACK_CLASSES
     with as_user_errors():
         for plugin in settings.plugins:
             load_plugin(plugin)
@@ -52,6 +53,7 @@ def profile(settings: Settings, as_json: bool) -> str:
     for row in by_module(model, size):
         table.add_row(row.name, row.kind, f"{row.parameters:,}", f"{row.gmacs:.4f}")
     table.add_row("total", "", f"{measures.parameters:,}", f"{measures.gmacs:.4f}", style="bold")
+    energy = measures.joules_per_image
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(f"{settings.label} at {size} px, {classes} classes\n")
@@ -61,7 +63,8 @@ def profile(settings: Settings, as_json: bool) -> str:
         f"{measures.images_per_second.median:,.1f} images/s forward at "
         f"batch {measures.batch_size}, "
         f"{measures.latency_ms.median:.2f} ms for one image, "
-        f"{measures.memory_mib:,.0f} MiB peak for a training step of {measures.batch_size} images\n"
+        f"{measures.memory_mib:,.0f} MiB peak for a training step of {measures.batch_size} images"
+        f"{'' if energy is None else f', {1e3 * energy:,.3g} mJ for one image forward'}\n"
         f"on {measures.hardware}\n"
         f"GMACs: 1e9 {CONVENTION}"
     )

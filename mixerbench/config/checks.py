@@ -173,6 +173,16 @@ def check_data(data: Data) -> None:
             raise ValueError(f"data set {data.name!r}: {folder} has no class folders: {hint}")
 
 
+def known_classes(data: Data) -> int | None:
+    """How many classes there are, without opening the images; None where nothing says it yet."""
+    if data.num_classes is not None or data.source != "folder" or data.root is None:
+        return data.num_classes
+    folder = Path(data.root).expanduser() / "train"
+    if not folder.is_dir():
+        return None
+    return sum(child.is_dir() for child in folder.iterdir()) or None
+
+
 def check_processes(batch: Batch, processes: int) -> None:
     """Refuse a number of processes that cannot share the virtual ranks of a step evenly.
 

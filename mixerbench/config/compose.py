@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.checks import check
+from mixerbench.config.match import Match, read_target
 from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.schema import (
     Composed,
@@ -58,8 +59,11 @@ _WORDS = ("name", "description", "recipe.name", "data.name")  # chosen by the pa
 _GROUPS = (*PARTS, "protocol", "recipe", "data")
 
 
-def compose(arguments: Sequence[str]) -> Settings:
+def compose(arguments: Sequence[str], match: Match | None = None) -> Settings:
     """The settings of one run.
+
+    Args:
+        match: finds the size for ``match=...``, which is refused without it.
 
     Raises:
         UserError: an unknown name or field, a value of the wrong type, a sweep.
@@ -70,11 +74,14 @@ def compose(arguments: Sequence[str]) -> Settings:
             raise UserError(
                 f"{override.input_line} names several values: add -m to train one run for each."
             )
-    return _compose_one([str(override.input_line) for override in overrides])
+    return _matched(_compose_one([str(override.input_line) for override in overrides]), match)
 
 
-def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
+def compose_sweep(arguments: Sequence[str], match: Match | None = None) -> list[Settings]:
     """The settings of every combination of the values that the overrides name.
+
+    Args:
+        match: as in ``compose``, asked once everything else is known to be right.
 
     Raises:
         UserError: as ``compose``; nothing has been started then.
@@ -88,7 +95,8 @@ def compose_sweep(arguments: Sequence[str]) -> list[Settings]:
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             choices.append([str(override.input_line)])
-    return [_compose_one(list(combination)) for combination in itertools.product(*choices)]
+    runs = [_compose_one(list(combination)) for combination in itertools.product(*choices)]
+    return [_matched(settings, match) for settings in runs]
 
 
 def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
@@ -184,7 +192,9 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
 def _compose_one(overrides: list[str]) -> Settings:
     plugins = find_plugins(overrides)
     with as_user_errors():
-        preset, expanded = _expand_preset(overrides)
+        for text in _matches(overrides):
+            read_target(text)
+        preset, expanded = _expand_preset([o for o in overrides if not _matches([o])])
         catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
     backbone = _backbone(expanded)
     _check_names(expanded, catalogs, backbone)
@@ -213,6 +223,30 @@ def _compose_one(overrides: list[str]) -> Settings:
         else _preset_label(preset, overrides)
     )
     return settings
+
+
+def _matches(overrides: Sequence[str]) -> list[str]:
+    """What stands after ``match=``."""
+    return [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "match"]
+
+
+def _matched(settings: Settings, match: Match | None) -> Settings:
+    """Settings whose ``match=...`` is replaced by the size that it stands for.
+
+    From here on it is a size like any other: in labels, fingerprints and recorded commands.
+    """
+    texts = _matches(settings.overrides)
+    if not texts:
+        return settings
+    if match is None:
+        raise UserError(
+            f"match={texts[-1]}: only train, profile and suite look for a size; name it here."
+        )
+    before = settings.model["size"]
+    numbers = _plain(match(settings, read_target(texts[-1])))
+    found = {f"size.{key}": value for key, value in numbers.items() if value != before[key]}
+    kept = [o for o in settings.overrides if o.partition("=")[0] not in {"match", *found}]
+    return _compose_one([*kept, *(f"{key}={in_hydras_words(n)}" for key, n in found.items())])
 
 
 def _backbone(overrides: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from mixerbench.config.compose import (
     config_names,
     in_hydras_words,
 )
+from mixerbench.config.match import Match
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, UserError, as_user_errors
 from mixerbench.launching.local import names_of, run_jobs
@@ -69,8 +70,11 @@ class Found:
 # --- reading --------------------------------------------------------------------------------
 
 
-def read_suite(place: str, given: Sequence[str] = ()) -> Suite:
+def read_suite(place: str, given: Sequence[str] = (), match: Match | None = None) -> Suite:
     """The suite of that name or file, with further settings instead of its own or beside them.
+
+    Args:
+        match: finds the sizes for ``match=...``, as in ``compose_sweep``.
 
     Raises:
         UserError: there is no such suite, its file or a setting cannot be read, or the runs
@@ -84,7 +88,7 @@ def read_suite(place: str, given: Sequence[str] = ()) -> Suite:
         if key == "run.resume":
             raise UserError("run.resume is not set for a suite: it resumes what is unfinished.")
         settings[key] = setting
-    runs = compose_sweep(list(settings.values()))
+    runs = compose_sweep(list(settings.values()), match)
     _check_shared(runs)
     return Suite(path.stem, str(content.get("description") or ""), _named(runs))
 

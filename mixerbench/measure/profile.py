@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mixerbench.measure._state import measuring
+from mixerbench.measure.energy import EnergyMeter, energy_counter
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.memory import training_step_memory_mib
@@ -25,6 +26,7 @@ class Measures:
     images_per_second: Spread
     latency_ms: Spread
     memory_mib: float
+    joules_per_image: float | None  # of the forward passes; None where nothing counts them
     batch_size: int
     hardware: str
 
@@ -50,24 +52,26 @@ def measure_model(
     device: torch.device | str,
     in_chans: int = 3,
 ) -> Measures:
-    """Parameters, multiply-adds, speed and memory of ``model`` on ``device``.
+    """Parameters, multiply-adds, speed, memory and energy of ``model`` on ``device``.
 
     Args:
         seconds: for the throughput, and as many again for the latency.
     """
     hardware = hardware_name(device, precision)
+    energy = EnergyMeter(energy_counter(device))
     timing: dict[str, Any] = {"seconds": seconds, "precision": precision, "device": device}
     with measuring(model, training=False, device=device):
         return Measures(
             parameters=count_parameters(model),
             gmacs=count_macs(model, image_size, in_chans).total / 1e9,
             images_per_second=throughput(
-                model, image_size, batch_size, in_chans=in_chans, **timing
+                model, image_size, batch_size, in_chans=in_chans, energy=energy, **timing
             ),
             latency_ms=latency_ms(model, image_size, in_chans=in_chans, **timing),
             memory_mib=training_step_memory_mib(
                 model, image_size, batch_size, num_classes, precision=precision, in_chans=in_chans
             ),
+            joules_per_image=energy.joules_per_image,
             batch_size=batch_size,
             hardware=hardware,
         )

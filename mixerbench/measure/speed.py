@@ -1,7 +1,7 @@
 """How fast a forward pass is, in evaluation mode."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from mixerbench.devices import autocast
 from mixerbench.measure._state import images_shape, measuring
+from mixerbench.measure.energy import UNMETERED, EnergyMeter
 
 REPEATS: Final = 20
 """Into how many repeats the time is cut: enough for quartiles, each long beside the clock."""
@@ -26,6 +27,14 @@ class Spread:
     upper_quartile: float
     repeats: int
 
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Spread":
+        """Of one figure per repeat."""
+        quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        ordered = torch.tensor(samples, dtype=torch.float64).quantile(quartiles)
+        lower, median, upper = ordered.tolist()
+        return cls(median, lower, upper, len(samples))
+
 
 def throughput(
     model: nn.Module,
@@ -36,14 +45,18 @@ def throughput(
     precision: str,
     device: torch.device | str,
     in_chans: int = 3,
+    energy: EnergyMeter = UNMETERED,
 ) -> Spread:
     """Images per second of forward passes in batches, images already on the device.
 
     Takes about ``seconds`` beside the first pass; if one pass takes longer, two passes.
+
+    Args:
+        energy: runs while the clock does.
     """
     shape = images_shape(batch_size, in_chans, image_size)
-    times = _forward_seconds(model, shape, seconds, precision, device, grouped=True)
-    return _spread([batch_size / duration for duration in times])
+    times = _forward_seconds(model, shape, seconds, precision, device, energy, grouped=True)
+    return Spread.of([batch_size / duration for duration in times])
 
 
 def latency_ms(
@@ -57,8 +70,8 @@ def latency_ms(
 ) -> Spread:
     """Milliseconds from one image to its result, each pass waited for."""
     shape = images_shape(1, in_chans, image_size)
-    times = _forward_seconds(model, shape, seconds, precision, device, grouped=False)
-    return _spread([1e3 * duration for duration in times])
+    times = _forward_seconds(model, shape, seconds, precision, device, UNMETERED, grouped=False)
+    return Spread.of([1e3 * duration for duration in times])
 
 
 def _forward_seconds(
@@ -67,6 +80,7 @@ def _forward_seconds(
     seconds: float,
     precision: str,
     device: torch.device | str,
+    energy: EnergyMeter,
     *,
     grouped: bool,
 ) -> list[float]:
@@ -83,15 +97,19 @@ def _forward_seconds(
         stopwatch = _cuda_seconds if place.type == "cuda" else _cpu_seconds
         stopwatch(forward, 1)  # compiles, allocates, chooses kernels: outside the time
         begin = time.perf_counter()
+        energy.start()
         once = stopwatch(forward, 1)
         if once >= seconds:
+            energy.stop(shape[0])
             return [once]
         while time.perf_counter() - begin < WARM_UP * seconds:
             once = min(once, stopwatch(forward, 1))
         passes = max(1, int((1 - WARM_UP) * seconds / REPEATS / once)) if grouped else 1
         times: list[float] = []
+        energy.start()
         while not times or time.perf_counter() - begin + passes * once < seconds:
             times.append(stopwatch(forward, passes) / passes)
+        energy.stop(len(times) * passes * shape[0])
         return times
 
 
@@ -112,9 +130,3 @@ def _cuda_seconds(forward: Callable[[], None], passes: int) -> float:
     end.synchronize()
     milliseconds: float = begin.elapsed_time(end)
     return milliseconds / 1e3
-
-
-def _spread(samples: list[float]) -> Spread:
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    lower, median, upper = torch.tensor(samples, dtype=torch.float64).quantile(quartiles).tolist()
-    return Spread(median, lower, upper, len(samples))

@@ -1,4 +1,4 @@
-"""The names of everything that is logged, once. The leaderboard imports this file only.
+"""The names of everything that is logged, once. The leaderboard knows runs by these only.
 
 Units stand in the names; accuracies are percentages of the validation images.
 """
@@ -8,11 +8,16 @@ from typing import Final
 SCHEMA_VERSION: Final = "1"
 """Raised when a key changes its meaning, so that old and new runs are never mixed."""
 
+MEASUREMENT: Final = "measurement"
+"""The kind of an MLflow run that measures a model and trains none."""
+
 
 class Tag:
     """MLflow tags: what a run is, in words that can be filtered."""
 
     SCHEMA: Final = "mixerbench.schema"
+    KIND: Final = "mixerbench.kind"  # MEASUREMENT, or absent: a training run
+    SESSION: Final = "mixerbench.session"  # of the measurements that were made in one run, in turn
     PROTOCOL: Final = "mixerbench.protocol"  # name: digits
     PROTOCOL_FINGERPRINT: Final = "mixerbench.protocol.fingerprint"  # 16 hex digits
     MODEL: Final = "mixerbench.model"  # label: attention_micro_conv
@@ -29,7 +34,9 @@ class Tag:
     GIT_DIRTY: Final = "mixerbench.git.dirty"
     COMMAND: Final = "mixerbench.command"
     RUN_DIR: Final = "mixerbench.run_dir"
+    UID: Final = "mixerbench.uid"  # of the run's folder: finds it in any store
     CONFIG_DRIFT: Final = "mixerbench.config_drift"  # run settings that a resume changed
+    IMPORTED: Final = "mixerbench.imported"  # name of the bundle that the run came in
 
 
 class Param:

@@ -25,7 +25,6 @@ RUN_FILE = "run.json"
 """What a run is called and where it goes, written when its folder is made."""
 
 CURSOR_FILE = "upload.json"
-_UID_TAG = "mixerbench.uid"
 _METRICS_PER_BATCH = 1000  # MLflow's limits for one call
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
@@ -113,7 +112,7 @@ class Upload:
                 found[0]
                 if found
                 else client.create_run(
-                    experiment, start_time, {_UID_TAG: run["uid"]}, run["name"]
+                    experiment, start_time, {keys.Tag.UID: run["uid"]}, run["name"]
                 ).info.run_id
             )
             self._remember()
@@ -121,7 +120,7 @@ class Upload:
 
     def _find(self, client: Any, experiment: str) -> list[str]:
         """The MLflow runs that were made for this folder."""
-        found = client.search_runs([experiment], f"tags.`{_UID_TAG}` = '{self._run['uid']}'")
+        found = client.search_runs([experiment], f"tags.`{keys.Tag.UID}` = '{self._run['uid']}'")
         return [run.info.run_id for run in found]
 
     def _delete_doubles(self, client: Any, run_id: str) -> None:

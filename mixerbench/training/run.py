@@ -19,12 +19,13 @@ from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
 from mixerbench.measure.flops import CountingError, count_macs
 from mixerbench.measure.hardware import hardware_name
-from mixerbench.measure.profile import Measures, measure_model
+from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
 from mixerbench.tracking.journal import FILE_NAME, Journal, Silence, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
+from mixerbench.tracking.measurements import measured
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.training import checkpoint, provenance
@@ -347,25 +348,6 @@ def _measure(
         device=device,
     )
     journal.metrics(0, measured(measures))
-
-
-def measured(measures: Measures) -> dict[str, float]:
-    """What is logged of a measurement, as metrics."""
-    spreads = {
-        Metric.IMAGES_PER_SECOND: measures.images_per_second,
-        Metric.LATENCY_MS: measures.latency_ms,
-    }
-    metrics = {
-        Metric.PARAMETERS: float(measures.parameters),
-        Metric.GMACS: measures.gmacs,
-        Metric.MEMORY_MIB: measures.memory_mib,
-        Metric.MEASURE_BATCH_SIZE: float(measures.batch_size),
-    }
-    for key, spread in spreads.items():
-        metrics[key] = spread.median
-        metrics[key + Metric.LOWER_QUARTILE] = spread.lower_quartile
-        metrics[key + Metric.UPPER_QUARTILE] = spread.upper_quartile
-    return metrics
 
 
 def _not_uploaded(folder: Path, error: Exception | None) -> str:

@@ -12,7 +12,7 @@ from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixers.plan import SCHEDULES
 
-COMMANDS = ("train", "suite", "eval", "profile", "list", "leaderboard", "sync")
+COMMANDS = ("train", "suite", "eval", "profile", "list", "measure", "leaderboard", "sync")
 Command = Callable[..., Any]
 
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,12 @@ class Store:
         if status:
             self.client.set_terminated(run.info.run_id, status=status, end_time=self.clock)
         return str(run.info.run_id)
+
+
+@pytest.fixture(scope="session")
+def store_at() -> Callable[[str], Store]:
+    """Opens the store at a URI for writing; MLflow makes it where there is none."""
+    return Store
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mixerbench import create_model
-from mixerbench.measure.speed import Spread, _spread, latency_ms, throughput
+from mixerbench.measure.speed import Spread, latency_ms, throughput
 
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}
 CPU = {"precision": "fp32", "device": "cpu"}
@@ -77,7 +77,7 @@ def test_random_numbers_are_left_alone():
 
 
 def test_the_spread_is_median_and_quartiles():
-    assert _spread([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Spread(3.0, 2.0, 4.0, 5)
 
 
 def test_an_unknown_precision_is_refused_with_the_known_ones():

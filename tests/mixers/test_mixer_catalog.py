@@ -59,6 +59,7 @@ def test_facts_are_those_of_the_class(name):
     assert entry.facts.get("adds_sub_layer", True) == cls.adds_sub_layer
     assert entry.facts.get("no_weight_decay", ()) == cls.no_weight_decay
     assert entry.paper == cls.paper
+    assert entry.formula == cls.formula
     assert entry.path == Path(inspect.getfile(cls))
     assert entry.summary == " ".join(inspect.getdoc(cls).split("\n\n")[0].split())
 
@@ -99,6 +100,7 @@ def test_a_plugin_file_is_read(write):
     assert (entry.name, entry.class_name, entry.path) == ("from_plugin", "Mine", path)
     assert entry.summary == "Does this and that."
     assert entry.paper == "arXiv:0000.00000"
+    assert entry.formula == ""  # a user need not declare one
     assert entry.facts == {
         "any_grid": True,
         "mixes_prefix": False,

@@ -130,6 +130,18 @@ def test_declares_its_facts(name):
 
 
 @every_mixer
+def test_declares_its_formula_in_one_line(name):
+    formula = MIXERS.get(name).formula
+    assert formula.startswith("y")
+    assert " = " in formula
+    assert formula.isprintable()
+
+
+def test_a_plugin_need_not_declare_a_formula():
+    assert TokenMixer.formula == ""
+
+
+@every_mixer
 def test_parameters_without_weight_decay_exist_under_the_declared_names(name):
     mixer = _build(name)
     for parameter in MIXERS.get(name).no_weight_decay:

@@ -36,6 +36,13 @@ def test_lit_is_nothing_first_and_attention_last(spec):
     assert _names(read_plan(spec)) == LIT
 
 
+@pytest.mark.parametrize("depth", [4, 5, 6, 7, 12])
+def test_lit_is_its_formula_for_any_depth(depth):
+    assert "y_ℓ = 0 for ℓ < L/2" in SCHEDULES["lit"].formula  # ℓ counts from 0
+    expected = ["none" if block < depth / 2 else "attention" for block in range(depth)]
+    assert _names(spread(read_plan("lit"), depth)) == expected
+
+
 def test_a_schedule_inside_a_list_is_resolved():
     assert _names(read_plan(["identity", "lit"])) == ["identity", *LIT]
 
@@ -51,6 +58,8 @@ def test_schedules_name_registered_mixers_and_take_none_of_their_names():
         check_names(read_plan(name), list_mixers())
         assert schedule.summary
         assert schedule.paper
+        assert schedule.formula.isprintable()
+        assert all(choice in schedule.formula for choice in schedule.plan if choice != "none")
     assert not SCHEDULES.keys() & set(list_mixers())
 
 

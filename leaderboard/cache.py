@@ -1,0 +1,138 @@
+"""What has been read of a store before, in files of our own: reading it again is then quick.
+
+One folder per source below ``$XDG_CACHE_HOME/mixerbench`` (else ``~/.cache/mixerbench``). Deleting
+it loses nothing but time.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+FORMAT = "3"
+"""Raised when what is kept changes its form; a cache of another format is begun anew."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, state TEXT);
+CREATE TABLE IF NOT EXISTS parts (digest TEXT PRIMARY KEY, content TEXT);
+"""
+_FILE = "runs.db"
+_WAIT_SECONDS = 30  # for another process that writes
+
+
+class Cache:
+    """The cache of one source; several processes may use it at once.
+
+    Where no file can be written it lives as long as this object.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.folder = _home() / hashlib.sha256(name.encode()).hexdigest()[:16]
+        try:
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            self.replace(error)
+
+    def replace(self, error: Exception) -> None:
+        """Begin anew after this error: in a new file, or in a temporary folder if that fails."""
+        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+            error,
+            sqlite3.OperationalError,  # locked, no room, not writable
+        )
+        if damaged:
+            with suppress(OSError, sqlite3.Error):
+                for file in self.folder.glob(f"{_FILE}*"):
+                    file.unlink()
+                self._prepare()
+                return
+        self._temporary = tempfile.TemporaryDirectory(prefix="mixerbench-")
+        self.folder = Path(self._temporary.name)
+        self._prepare()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process is in here at the same time; one that dies lets the next in."""
+        with FileLock(self.folder / "lock"):
+            yield
+
+    def facts(self) -> dict[str, str]:
+        with self._open() as db:
+            return dict(db.execute("SELECT name, value FROM facts"))
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The state of every run that was read, as `update` was given it."""
+        with self._open() as db:
+            rows = db.execute("SELECT run_id, state FROM runs")
+            return {run_id: json.loads(state) for run_id, state in rows}
+
+    def parts(self) -> dict[str, dict[str, str]]:
+        """Groups of parameters by digest: most runs share most of them."""
+        with self._open() as db:
+            rows = db.execute("SELECT digest, content FROM parts")
+            return {digest: json.loads(content) for digest, content in rows}
+
+    def update(
+        self,
+        states: Mapping[str, Mapping[str, Any]] = {},
+        parts: Mapping[str, Mapping[str, str]] = {},
+        gone: Iterable[str] = (),
+        facts: Mapping[str, str] = {},
+    ) -> None:
+        """Keep these, and forget the runs that are gone; all of it or nothing."""
+        with self._open() as db:
+            contents = ((digest, json.dumps(content)) for digest, content in parts.items())
+            db.executemany("INSERT OR IGNORE INTO parts VALUES (?, ?)", contents)
+            rows = ((run_id, json.dumps(state)) for run_id, state in states.items())
+            db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?)", rows)
+            db.executemany("DELETE FROM runs WHERE run_id = ?", ((run_id,) for run_id in gone))
+            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+
+    def clear(self) -> None:
+        """Forget the runs; artifacts and results stay, whose names say what they are of."""
+        with self._open() as db:
+            _begin(db)
+
+    def file(self, *names: str, make: Callable[[Path], None]) -> Path:
+        """The file of these names; ``make`` writes it where it is missing, whole or not at all."""
+        path = self.folder.joinpath(*names)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+                new = Path(folder) / path.name
+                make(new)
+                os.replace(new, path)
+        return path
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._open() as db:
+            db.executescript(_TABLES)
+            found = db.execute("SELECT value FROM facts WHERE name = 'format'").fetchone()
+            if found != (FORMAT,):
+                _begin(db)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        path = self.folder / _FILE
+        with closing(sqlite3.connect(path, timeout=_WAIT_SECONDS)) as db, db:
+            yield db
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    for table in ("facts", "runs", "parts"):
+        db.execute(f"DELETE FROM {table}")
+    db.execute("INSERT INTO facts VALUES ('format', ?)", (FORMAT,))
+
+
+def _home() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "mixerbench"

@@ -1,0 +1,298 @@
+"""The leaderboard as a folder of pages that needs no server and no network.
+
+``templates/`` is what the pages say, ``assets/`` how they look and react, ``vendor/`` the
+libraries that draw tables and plots, `data` what these are given.
+"""
+
+import hashlib
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leaderboard import render
+from leaderboard.board import COLUMNS, Board, Column, Entry
+from leaderboard.families import Family
+from leaderboard.query import Run, Source
+from leaderboard.site import data
+from mixerbench.tracking.keys import Artifact, Hardest, Tag
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+MARK = ".mixerbench-site"  # in a folder that may be written anew
+ASSETS = (
+    *("vendor/dataTables.dataTables.min.css", "vendor/buttons.dataTables.min.css"),
+    *("assets/site.css", "assets/theme.js", "assets/site.js"),
+    *("vendor/dataTables.min.js", "vendor/dataTables.buttons.min.js"),
+    *("vendor/plotly-cartesian.min.js", "vendor/LICENSE.plotly.txt"),
+    "vendor/LICENSE.datatables.txt",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    folder: Path
+    boards: int
+    entries: int
+    bytes: int
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.html"
+
+
+def write_site(
+    source: Source,
+    boards: Sequence[Board],
+    out: Path,
+    *,
+    skipped: Mapping[str, int] = render.NO_SKIPPED,
+    families: Mapping[str, Family] = {},
+    mlflow_url: str = "",
+) -> Site:
+    """Write the pages of these boards into the folder ``out``, all of them or none.
+
+    Args:
+        families: what is known of the mixers, by name.
+        mlflow_url: where MLflow's pages are, to link each run; empty: no links.
+
+    ValueError: ``out`` is a folder of something else.
+    """
+    if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something else than a site: give a new or an empty folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        new = Path(place) / "site"
+        new.mkdir(mode=0o755)
+        (new / MARK).touch()
+        for asset in ASSETS:
+            shutil.copy(HERE / asset, new / Path(asset).name)
+        _Writer(source, boards, new, skipped, families, mlflow_url).write()
+        if out.exists():
+            out.rename(Path(place) / "old")
+        new.rename(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Site(out, len(boards), sum(len(board.entries) for board in boards), size)
+
+
+def single_page(page: Path) -> str:
+    """A page of a site with all that it loads inside: one file, for places that show only one."""
+
+    def load(name: str) -> str:
+        return (page.parent / name).read_text(encoding="utf-8")
+
+    def style(match: re.Match[str]) -> str:
+        return f"<style>{load(match[1])}</style>"
+
+    def script(match: re.Match[str]) -> str:
+        # "</script" inside of a script would end it; in JavaScript's strings \\/ is /.
+        content = load(match[1]).replace("</script", r"<\/script")
+        return f"<script nonce={nonce}>{content}</script>"
+
+    html = page.read_text(encoding="utf-8")
+    nonce = secrets.token_hex(16)
+    html = html.replace("script-src 'self' file:;", f"script-src 'nonce-{nonce}';")
+    html = re.sub(r'<link rel="stylesheet" href="([\w.-]+)">', style, html)
+    return re.sub(r'<script src="([\w.-]+)"></script>', script, html)
+
+
+class _Writer:
+    """One site that is being written."""
+
+    def __init__(
+        self,
+        source: Source,
+        boards: Sequence[Board],
+        folder: Path,
+        skipped: Mapping[str, int],
+        families: Mapping[str, Family],
+        mlflow_url: str,
+    ) -> None:
+        self.source, self.boards, self.folder = source, boards, folder
+        self.skipped, self.families, self.mlflow_url = skipped, families, mlflow_url.rstrip("/")
+        self.environment = _environment()
+        self.board_pages = {board.fingerprint: f"board-{_slug(board.fingerprint)}.html"
+                            for board in boards}  # fmt: skip
+        used = {entry.mixer for board in boards for entry in board.everyone}
+        self.mixer_pages = {
+            name: f"mixer-{_slug(name)}.html" for name in sorted(families) if name in used
+        }
+
+    def write(self) -> None:
+        for board in self.boards:
+            self._write_board(board)
+        for name in self.mixer_pages:
+            self._write_mixer(self.families[name])
+        self._page("index.html", "index.html", title="Leaderboards")
+        texts = {"leaderboard.json": render.json, "leaderboard.md": render.markdown}
+        for name, text in texts.items():
+            self._text(name, text(self.boards, self.skipped))
+
+    def _write_board(self, board: Board) -> None:
+        details = {
+            entry.model_fingerprint: data.read_details(self.source, board, entry)
+            for entry in board.entries
+        }
+        slug = _slug(board.fingerprint)
+        hrefs = {
+            entry.model_fingerprint: f"entry-{slug}-{_slug(entry.model_fingerprint)}.html"
+            for entry in board.entries
+        }
+        content = data.script(data.board_data(board, details, hrefs))
+        self._text(f"board-{slug}.js", f"window.mixerbench = {content};\n")
+        self._text(f"board-{slug}.csv", render.csv([board]))
+        compare_page = f"compare-{slug}.html"
+        common: dict[str, Any] = {
+            "board": board,
+            "data_file": f"board-{slug}.js",
+            "csv_file": f"board-{slug}.csv",
+            "compare_page": compare_page,
+            "hrefs": hrefs,
+            "looks": data.looks(board),
+        }
+        columns = [column for column in board.columns if column.in_tables]
+        page = self.board_pages[board.fingerprint]
+        self._page(page, "board.html", title=data.name(board.protocol), columns=columns, **common)
+        self._page(
+            compare_page,
+            "compare.html",
+            title=f"Compare · {data.name(board.protocol)}",
+            **common,
+        )
+        for entry in board.entries:
+            self._page(
+                hrefs[entry.model_fingerprint],
+                "entry.html",
+                title=data.name(entry.label),
+                entry=entry,
+                columns=[c for c in COLUMNS if entry.value(c) is not None and c.in_tables],
+                details=details[entry.model_fingerprint],
+                content=data.entry_data(entry, details[entry.model_fingerprint]),
+                locks={run.run_id: self._lock(run) for run in entry.runs},
+                **common,
+            )
+
+    def _write_mixer(self, family: Family) -> None:
+        entries = [
+            (board, entry)
+            for board in self.boards
+            for entry in board.entries
+            if entry.mixer == family.name
+        ]
+        page = self.mixer_pages[family.name]
+        parts = [
+            {
+                "name": part.name,
+                "macs": sorted(part.macs.items()),
+                "formulaMacs": sorted(part.formula_macs.items()),
+                "reach": part.reach,
+            }
+            for part in family.parts
+        ]
+        self._page(
+            page,
+            "mixer.html",
+            title=family.name,
+            family=family,
+            entries=entries,
+            content={"parts": parts},
+        )
+
+    def _lock(self, run: Run) -> str:
+        """The file that lists the packages of a run; many runs share one."""
+        path = self.source.artifact(run, Artifact.ENVIRONMENT)
+        if path is None:
+            return ""
+        content = path.read_text(encoding="utf-8", errors="replace")
+        name = f"lock-{hashlib.sha256(content.encode()).hexdigest()[:12]}.txt"
+        self._text(name, content)
+        return name
+
+    def _page(self, file: str, template: str, **values: Any) -> None:
+        text = self.environment.get_template(template).render(
+            boards=self.boards,
+            board_pages=self.board_pages,
+            mixer_pages=self.mixer_pages,
+            families=self.families,
+            skipped=self.skipped,
+            source=self.source.name,
+            run_link=self._run_link,
+            Hardest=Hardest,
+            Tag=Tag,
+            **values,
+        )
+        self._text(file, text)
+
+    def _text(self, file: str, text: str) -> None:
+        (self.folder / file).write_text(text, encoding="utf-8", newline="\n")
+
+    def _run_link(self, run: Run) -> str:
+        """The run's page in MLflow, or nothing."""
+        if not re.match(r"https?://", self.mlflow_url):
+            return ""
+        ids = (run.experiment_id, run.run_id)
+        if not all(re.fullmatch(r"\w+", part) for part in ids):
+            return ""
+        return f"{self.mlflow_url}/#/experiments/{ids[0]}/runs/{ids[1]}"
+
+
+def _slug(text: str) -> str:
+    """A file name: of a fingerprint itself, of anything else what is harmless of it, and a hash."""
+    if re.fullmatch(r"[0-9a-z_]{1,40}", text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^0-9a-z]+', '-', text.casefold())[:24].strip('-')}-{digest}"
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "script": lambda content: Markup(data.script(content)),
+        "name": data.name,
+        "plain": render.plain,
+        "day": _day,
+    }
+    environment.globals |= {"cell": render.cell, "sort_key": sort_key, "by_group": by_group}
+    return environment
+
+
+def sort_key(entry: Entry, column: Column) -> str:
+    """What a table sorts by; missing numbers last."""
+    if column.name == "ranks":
+        low, high = entry.rank_range or (entry.rank, entry.rank)
+        return f"{low}.{high:05d}"
+    value = entry.value(column)
+    if column.format == "s":
+        return render.plain(str(value or ""))
+    return "" if value is None else repr(value)
+
+
+def by_group(
+    params: Mapping[str, Mapping[str, str]],
+) -> Iterable[tuple[str, list[tuple[str, str]]]]:
+    """(group, its sorted settings), the three groups of settings first."""
+    order = ("model", "protocol", "run", "environment")
+    for group in (*order, *sorted(params.keys() - {*order})):
+        if group in params:
+            yield group, sorted(params[group].items())
+
+
+def _day(milliseconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

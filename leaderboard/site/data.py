@@ -1,0 +1,287 @@
+"""What the page's scripts are given, as plain data: numbers, names, curves, comparisons.
+
+Everything that comes from a run is anybody's writing. It is data here and text in the browser,
+never markup: `script` is how it gets into a page.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leaderboard import statistics
+from leaderboard.board import Board, Column, Entry
+from leaderboard.predictions import Predictions, read_predictions
+from leaderboard.query import Curves, Run, Source
+from leaderboard.render import cell, plain
+from mixerbench.tracking.keys import Artifact, Hardest, Metric
+
+# Told apart by colour-blind readers, and three times as light or dark as both backgrounds.
+COLORS = (
+    *("#3574d6", "#cc5a1e", "#1a8f6c", "#b0509b", "#7d64cf", "#4b8aa8"),
+    *("#7c8a1a", "#cf4560", "#8a5a2b", "#76797f"),
+)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "x", "pentagon")
+FEW = 40  # entries: with more, curves and pictures are thinned, so that the site stays small
+MOST_CLASSES = 100  # of a confusion matrix; a larger one cannot be read
+NAME_LENGTH = 80  # of what is shown of a name that a run was given
+CURVES = {
+    "val_top1": (Metric.VAL_TOP1, "top-1 (%)"),
+    "ema_top1": (Metric.EMA_TOP1, "EMA top-1 (%)"),
+    "val_loss": (Metric.VAL_LOSS, "validation loss"),
+    "train_loss": (Metric.TRAIN_LOSS, "training loss"),
+    "learning_rate": (Metric.LEARNING_RATE, "learning rate"),
+}
+CURVE_AXES = {"epoch": "epoch", "images": "images seen", "seconds": "training time (s)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What is known of an entry beside its row."""
+
+    predictions: Predictions | None
+    curves: Mapping[str, Curves]  # run id -> its curves
+    hardest: tuple[Mapping[str, Any], ...]  # of the newest run, the hardest first
+
+
+def script(content: Any) -> str:
+    """JSON that stays data wherever it stands in HTML or JavaScript."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    unsafe = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
+              "\u2029": "\\u2029"}  # fmt: skip
+    return text.translate(str.maketrans(unsafe))
+
+
+def name(text: str) -> str:
+    """A name of somebody's choice in one short line."""
+    text = plain(text)
+    return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
+
+
+def read_details(source: Source, board: Board, entry: Entry) -> Details:
+    newest = max(entry.runs, key=lambda run: (run.finished, run.run_id))
+    return Details(
+        predictions=read_predictions(source, entry.runs),
+        curves={run.run_id: source.curves(run) for run in entry.runs},
+        hardest=_hardest(source, newest, 12 if len(board.everyone) <= FEW else 4),
+    )
+
+
+def looks(board: Board) -> dict[str, dict[str, str]]:
+    """Colour and symbol of every entry: one colour a mixer, whatever is filtered or sorted."""
+    mixers = sorted({entry.mixer for entry in board.everyone})
+    found, seen = {}, dict.fromkeys(mixers, 0)
+    for entry in sorted(board.everyone, key=lambda entry: (entry.rank, entry.label)):
+        found[entry.model_fingerprint] = {
+            "color": COLORS[mixers.index(entry.mixer) % len(COLORS)],
+            "symbol": SYMBOLS[seen[entry.mixer] % len(SYMBOLS)],
+        }
+        seen[entry.mixer] += 1
+    return found
+
+
+def board_data(
+    board: Board, details: Mapping[str, Details], hrefs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Of one board: ``entries`` in the order of ``comparisons``' places."""
+    numeric = [column for column in board.columns if column.format != "s"]
+    points = 120 if len(board.entries) <= FEW else 40
+    look = looks(board)
+    return {
+        "protocol": name(board.protocol),
+        "fingerprint": board.fingerprint,
+        "columns": [_column(column) for column in numeric],
+        "curves": {key: label for key, (_, label) in CURVES.items()},
+        "curveAxes": CURVE_AXES,
+        "entries": [
+            {
+                "id": entry.model_fingerprint,
+                "label": name(entry.label),
+                "mixer": name(entry.mixer),
+                "size": name(entry.size),
+                "backbone": name(entry.backbone),
+                "stem": name(entry.stem),
+                "ranks": entry.ranks,
+                "href": hrefs[entry.model_fingerprint],
+                "values": {c.name: _short(entry.value(c)) for c in numeric},
+                "texts": {c.name: cell(entry, c) for c in numeric},
+                "intervals": {
+                    column.name: [_short(value) for value in interval]
+                    for column in numeric
+                    if (interval := entry.interval(column))
+                },
+                "ranges": {
+                    column.name: " – ".join(format(value, column.format) for value in interval)
+                    for column in numeric
+                    if (interval := entry.interval(column))
+                },
+                "curves": mean_curves(entry, details[entry.model_fingerprint].curves, points),
+                **_of_predictions(details[entry.model_fingerprint].predictions, len(board.entries)),
+                **look[entry.model_fingerprint],
+            }
+            for entry in board.entries
+        ],
+        "comparisons": _comparisons(board),
+    }
+
+
+def mean_curves(
+    entry: Entry, curves: Mapping[str, Curves], points: int
+) -> dict[str, dict[str, list[float]]]:
+    """Of each metric the mean over seeds and its range, against everything in `CURVE_AXES`."""
+    import numpy as np
+
+    runs = [run for run in entry.runs if curves[run.run_id]]
+    found = {}
+    for key, (metric, _) in CURVES.items():
+        series = [dict(curves[run.run_id].get(metric, ())) for run in runs]
+        if not series or not all(series):
+            continue
+        steps = np.array(sorted(set.intersection(*(set(one) for one in series))))
+        if not len(steps):
+            continue
+        if len(steps) > points:
+            steps = steps[np.unique(np.linspace(0, len(steps) - 1, points).round().astype(int))]
+        values = np.array([[one[step] for step in steps] for one in series])
+        found[key] = {
+            "mean": _shorts(values.mean(axis=0)),
+            "low": _shorts(values.min(axis=0)),
+            "high": _shorts(values.max(axis=0)),
+            **_axes(runs, curves, steps.tolist()),
+        }
+    return found
+
+
+def _axes(
+    runs: Sequence[Run], curves: Mapping[str, Curves], steps: list[int]
+) -> dict[str, list[float]]:
+    """Epochs, images and seconds of training at these optimizer steps."""
+    import numpy as np
+
+    axes = {}
+    epochs = curves[runs[0].run_id].get(Metric.EPOCH, ())
+    if epochs:
+        last_step, last_epoch = epochs[-1]
+        per_step = last_epoch / last_step
+        axes["epoch"] = _shorts(np.array(steps) * per_step)
+        seen = runs[0].metrics.get(Metric.IMAGES_SEEN)
+        if seen:
+            axes["images"] = [round(step * seen / last_step) for step in steps]
+    clocks = [curves[run.run_id].get(Metric.TRAIN_SECONDS, ()) for run in runs]
+    if all(clocks):
+        points = [np.array([(0, 0.0), *clock]) for clock in clocks]
+        seconds = [np.interp(np.array(steps), one[:, 0], one[:, 1]) for one in points]
+        axes["seconds"] = _shorts(np.mean(seconds, axis=0))
+    return axes
+
+
+def entry_data(entry: Entry, details: Details) -> dict[str, Any]:
+    """For the plots of an entry's own page: each seed's curves, and its confusions."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for run in entry.runs:
+        one = mean_curves(replace(entry, runs=(run,)), details.curves, 200)
+        for key, curve in one.items():
+            curves.setdefault(key, []).append({"seed": name(run.seed), **curve})
+    content: dict[str, Any] = {
+        "curves": {key: {"label": CURVES[key][1], "runs": runs} for key, runs in curves.items()},
+        "axes": CURVE_AXES,
+        **_of_predictions(details.predictions, entries=1),
+    }
+    predictions = details.predictions
+    if predictions is not None and predictions.classes <= MOST_CLASSES:
+        content["confusion"] = _confusion(predictions)
+    return content
+
+
+def _of_predictions(predictions: Predictions | None, entries: int) -> dict[str, Any]:
+    """Calibration, and the accuracy of each class where all entries' fit into a page."""
+    if predictions is None:
+        return {}
+    reliability = statistics.calibration(
+        predictions.confidence.ravel(), predictions.correct.ravel()
+    )
+    found: dict[str, Any] = {
+        "reliability": {
+            "confidence": _shorts(reliability.confidence),
+            "accuracy": _shorts(reliability.accuracy),
+            "share": _shorts(reliability.share),
+        }
+    }
+    if entries * predictions.classes <= 50_000:
+        found["classes"] = _class_accuracy(predictions)
+    return found
+
+
+def _confusion(predictions: Predictions) -> list[list[float]]:
+    """Mean over seeds."""
+    import numpy as np
+
+    matrices = [
+        statistics.confusion(predictions.target, top1, predictions.classes)
+        for top1 in predictions.top1
+    ]
+    mean: list[list[float]] = np.mean(matrices, axis=0).round(2).tolist()
+    return mean
+
+
+def _class_accuracy(predictions: Predictions) -> list[float | None]:
+    """Percent right of each class, mean over seeds; None: the class has no image."""
+    import numpy as np
+
+    share = predictions.correct.mean(axis=0)
+    counts = np.bincount(predictions.target, minlength=predictions.classes)
+    right = np.bincount(predictions.target, weights=share, minlength=predictions.classes)
+    return [
+        _short(100 * r / c) if c else None
+        for r, c in zip(right.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _comparisons(board: Board) -> list[list[Any]]:
+    """Places of A and B, then the numbers of `analysis.Comparison` that the page shows."""
+    ids = [entry.model_fingerprint for entry in board.entries]
+    rows = []
+    for i, a in enumerate(ids):
+        for j in range(i + 1, len(ids)):
+            if one := board.analysis.compare(a, ids[j]):
+                numbers = (
+                    *(one.difference, *one.interval, one.p_images, one.p_seeds, one.p_corrected),
+                    *(one.only_a, one.only_b, one.agreement, one.error_consistency),
+                )
+                rows.append([i, j, *map(_short, numbers), one.differ])
+    return rows
+
+
+def _hardest(source: Source, run: Run, count: int) -> tuple[Mapping[str, Any], ...]:
+    import pyarrow.parquet as pq
+
+    path = source.artifact(run, Artifact.HARDEST)
+    if path is None:
+        return ()
+    found = []
+    for row in pq.read_table(path).slice(0, count).to_pylist():
+        content = row[Hardest.THUMBNAIL]
+        picture = ""
+        if isinstance(content, bytes) and content.startswith(b"\x89PNG\r\n\x1a\n"):
+            picture = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        found.append(row | {Hardest.THUMBNAIL: picture})
+    return tuple(found)
+
+
+def _column(column: Column) -> dict[str, Any]:
+    return {
+        "name": column.name,
+        "header": column.header,
+        "highFirst": column.high_first,
+        "meaning": column.meaning,
+    }
+
+
+def _short(value: Any) -> Any:
+    """Five digits are more than a screen shows, and a tenth of the bytes."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _shorts(values: Any) -> list[float]:
+    return [_short(float(value)) for value in values]

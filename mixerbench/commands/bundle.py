@@ -1,0 +1,199 @@
+"""``mixerbench leaderboard export`` and ``import``: results as a folder for others."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from leaderboard.board import boards
+from leaderboard.bundle import Bundle, export, is_bundle
+from leaderboard.query import MEASUREMENT_TAGS, Measurement, Run, open_source
+from mixerbench.config.schema import Tracking, fingerprint
+from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
+from mixerbench.tracking.journal import FILE_NAME
+from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
+from mixerbench.tracking.measurements import DESCRIPTION, EXPERIMENT
+from mixerbench.tracking.store import Store, check_reachable
+from mixerbench.tracking.upload import RUN_FILE, Upload
+
+_TIMEOUT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many came into the store: runs and measurements, and what was there before."""
+
+    runs: int
+    measurements: int
+    already_there: int
+
+
+def export_bundle(uri: str, filters: Sequence[str], out: Path) -> str:
+    """Write the runs of the boards that match ``filters`` into the new folder ``out``.
+
+    Args:
+        uri: a store, or another bundle.
+
+    Raises:
+        UserError: nothing matches, ``out`` exists, or a run cannot be checked by others.
+    """
+    with as_user_errors():
+        source = open_source(uri)
+        reading = source.read()
+        found = boards(reading.runs, filters=filters)
+        runs = [run for board in found for entry in board.entries for run in entry.runs]
+        models = {(run.protocol_fingerprint, run.model_fingerprint) for run in runs}
+        measurements = [
+            one
+            for one in reading.measurements
+            if (one.protocol_fingerprint, one.model_fingerprint) in models
+        ]
+        try:
+            done = export(source, runs, out, measurements)
+        except OSError as error:
+            raise UserError(f"cannot write {out} ({error.strerror or error}).") from None
+    size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
+    return (
+        f"{out}: runs: {done.runs}, models: {len(models)}, protocols: {len(found)}, "
+        f"measurements: {done.measurements}, {size:.1f} MiB\n"
+        f"'mixerbench leaderboard --uri {out}' shows it."
+    )
+
+
+def import_bundle_folder(folder: Path, uri: str) -> str:
+    """Take somebody else's bundle into the store at ``uri``.
+
+    Raises:
+        UserError: it is no bundle, one of its runs is refused, or there is no such store.
+        TrainingStopped: the store failed in between; doing it again does the rest.
+    """
+    if not is_bundle(folder):
+        raise UserError(f"{folder} is no bundle: give a folder with a bundle.json.")
+    check_reachable(uri, _TIMEOUT_SECONDS)
+    with as_user_errors():
+        done = import_bundle(Bundle(folder), uri)
+    return (
+        f"{uri}: imported runs: {done.runs}, measurements: {done.measurements}; "
+        f"there already: {done.already_there}"
+    )
+
+
+def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
+    """Make an MLflow run of each run and measurement that the store has not.
+
+    Each is uploaded as a run that was trained here is, from a journal: what a kill has left
+    unfinished, an earlier one of the same uid, is found and completed.
+
+    Raises:
+        ValueError: a run is refused; nothing has been written then.
+        TrainingStopped: the store failed.
+    """
+    reading = bundle.read()
+    counts = {"runs": 0, "measurements": 0, "already_there": 0}
+    try:
+        store = Store(tracking_uri, _TIMEOUT_SECONDS)
+        if reading.measurements and store.client.get_experiment_by_name(EXPERIMENT) is None:
+            store.client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": DESCRIPTION})
+        experiments = _experiments(store)
+        for kind, ones in (("runs", reading.runs), ("measurements", reading.measurements)):
+            for one in ones:
+                is_there = _is_there(store, experiments, one)
+                counts["already_there" if is_there else kind] += 1
+                if not is_there:
+                    _upload(bundle, one, tracking_uri)
+    except Exception as error:  # whatever MLflow raises
+        raise TrainingStopped(
+            f"{tracking_uri} failed after {counts['runs']} runs ({first_line(error)}). What came "
+            "before is whole: import it again for the rest."
+        ) from None
+    return Imported(**counts)
+
+
+def _experiments(store: Store) -> list[str]:
+    """The ids of all."""
+    found, token = [], None
+    while True:
+        page = store.client.search_experiments(page_token=token)
+        found += [experiment.experiment_id for experiment in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_there(store: Store, experiments: list[str], one: Run | Measurement) -> bool:
+    """Also where it was trained or is being trained; not if an import of it is unfinished."""
+    if isinstance(one, Run):
+        # A run of before there were uids was exported with its id as one.
+        searches = [f"tags.`{Tag.UID}` = '{_uid(one)}'", f"attributes.run_id = '{_uid(one)}'"]
+    else:
+        same = (Tag.SESSION, Tag.PROTOCOL_FINGERPRINT, Tag.MODEL_FINGERPRINT)
+        tags = _measurement_tags(one)
+        searches = [" AND ".join(f"tags.`{tag}` = '{tags[tag]}'" for tag in same)]
+    found = [run for text in searches for run in store.client.search_runs(experiments, text)]
+    return any(run.info.status == "FINISHED" or _is_own(run.data.tags) for run in found)
+
+
+def _is_own(tags: Mapping[str, str]) -> bool:
+    # An import that has just begun has no tags yet.
+    return Tag.SCHEMA in tags and Tag.IMPORTED not in tags
+
+
+def _uid(one: Run | Measurement) -> str:
+    """The same in every store."""
+    if isinstance(one, Run):
+        return one.tags[Tag.UID]
+    return fingerprint([one.session, one.protocol_fingerprint, one.model_fingerprint])
+
+
+def _measurement_tags(one: Measurement) -> dict[str, str]:
+    tags = {tag: str(getattr(one, field)) for field, tag in MEASUREMENT_TAGS.items()}
+    return tags | {Tag.SCHEMA: SCHEMA_VERSION, Tag.KIND: MEASUREMENT}
+
+
+def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
+    if isinstance(one, Run):
+        name, experiment, protocol = one.name, one.experiment, one.protocol_name
+        description = one.protocol.get("protocol.description", "")
+        records = _run_records(bundle, one)
+    else:
+        name, experiment, protocol = "measurement", EXPERIMENT, EXPERIMENT
+        description = DESCRIPTION
+        records = _measurement_records(bundle, one)
+    about = {
+        **{"uid": _uid(one), "name": name, "experiment": experiment},
+        **{"protocol": protocol, "description": description},
+    }
+    with tempfile.TemporaryDirectory(prefix="mixerbench-") as place:
+        folder = Path(place)
+        (folder / RUN_FILE).write_text(json.dumps(about))
+        (folder / FILE_NAME).write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        Upload(folder, Tracking(uri=uri, timeout_seconds=_TIMEOUT_SECONDS)).advance()
+
+
+def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
+    """The journal of a run of a bundle."""
+    yield {"kind": "start", "time": run.started}
+    yield _at(run, "tags", {**run.tags, Tag.IMPORTED: bundle.folder.name})
+    yield _at(run, "params", {k: v for group in run.params.values() for k, v in group.items()})
+    single = {k: [(0, value)] for k, value in run.metrics.items() if k != Metric.UPLOADED_AT}
+    for key, points in {**single, **bundle.curves(run)}.items():
+        for step, value in points:
+            yield _at(run, "metrics", {key: value}) | {"step": step}
+    for name in (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.HARDEST):
+        if (path := bundle.artifact(run, name)) is not None:
+            yield {"kind": "artifact", "time": run.finished, "path": str(path), "folder": None}
+    yield {"kind": "end", "time": run.finished, "status": "FINISHED"}
+
+
+def _measurement_records(bundle: Bundle, one: Measurement) -> Iterator[dict[str, Any]]:
+    yield {"kind": "start", "time": one.finished}
+    yield _at(one, "tags", {**_measurement_tags(one), Tag.IMPORTED: bundle.folder.name})
+    metrics = {k: value for k, value in one.metrics.items() if k != Metric.UPLOADED_AT}
+    yield _at(one, "metrics", metrics) | {"step": 0}
+    yield {"kind": "end", "time": one.finished, "status": "FINISHED"}
+
+
+def _at(one: Run | Measurement, kind: str, values: Mapping[str, object]) -> dict[str, Any]:
+    return {"kind": kind, "time": one.finished, "values": dict(values)}

@@ -1,0 +1,113 @@
+"""What the pages of mixer families show: read from source, and measured here."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from leaderboard.families import Family, Part
+from mixerbench.measure import tokens
+from mixers import MIXERS, load_plugin
+from mixers.catalog import Entry, mixer_catalog
+from mixers.plan import SCHEDULES, MixerChoice, Schedule, read_plan
+
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})")
+
+
+def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, Family]:
+    """Name -> its family, in the order of ``names``; those that nobody registered are left out.
+
+    Measures about half a second per mixer on the CPU, with default options. ``plugins`` are
+    Python files that register mixers: they are run, and their mixers stay registered.
+
+    Raises:
+        ValueError: a plugin is no Python file, or takes a name that is taken.
+    """
+    catalog = mixer_catalog(plugins)
+    for plugin in plugins:
+        load_plugin(plugin)
+    found = {}
+    for name in names:
+        if name in catalog:
+            found[name] = _of_mixer(catalog[name])
+        elif name in SCHEDULES:
+            found[name] = _of_schedule(name, SCHEDULES[name])
+    return found
+
+
+def _of_mixer(entry: Entry) -> Family:
+    options = {option.name: _shown(option.default) for option in entry.options}
+    return _family(entry.name, entry, options)
+
+
+def _of_schedule(name: str, schedule: Schedule) -> Family:
+    return _family(name, schedule, {"plan": f"[{','.join(schedule.plan)}]"})
+
+
+def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> Family:
+    plan = read_plan(name)
+    distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
+    facts = _facts([MIXERS.facts(choice.name) for choice in distinct])
+    parts: tuple[Part, ...] = ()
+    try:
+        parts = tuple(map(_measured, distinct))
+    except Exception as error:  # whatever a plugin's code raises: its page says it, others stay
+        facts += (f"Could not be measured: {_first_line(error)}",)
+    number = _ARXIV.search(source.paper)
+    return Family(
+        name=name,
+        summary=source.summary,
+        formula=source.formula,
+        paper=source.paper,
+        paper_url=f"https://arxiv.org/abs/{number[1]}" if number else "",
+        options=options,
+        facts=facts,
+        parts=parts,
+    )
+
+
+def _measured(choice: MixerChoice) -> Part:
+    macs = tokens.macs_by_tokens(choice.name, choice.options)
+    influence, share = tokens.reach(choice.name, choice.options)
+    return Part(
+        name=choice.name,
+        dim=tokens.DIM,
+        macs=macs,
+        formula_macs=tokens.formula_macs_by_tokens(choice.name, choice.options),
+        exponent=tokens.growth_exponent(macs),
+        reach=influence,
+        reach_share=share,
+    )
+
+
+def _facts(mixers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Sentences about a plan of ``mixers``, from the facts that their classes declare."""
+    mixing = [mixer for mixer in mixers if mixer["adds_sub_layer"]]
+    if not mixing:
+        return (
+            "Runs on any grid of tokens.",
+            "Adds no sub-layer: a block has no norm and no residual for it.",
+            "Carries nothing to a class token.",
+        )
+    tying = sorted({option for mixer in mixers for option in mixer["grid_options"]})
+    if not all(mixer["any_grid"] for mixer in mixers):
+        grid = "Runs only on the grid of tokens that it was built for."
+    elif tying:
+        grid = f"Runs on any grid of tokens; with {' or '.join(tying)} only on that of training."
+    else:
+        grid = "Runs on any grid of tokens."
+    if all(mixer["mixes_prefix"] for mixer in mixing):
+        token = "Mixes a class token with the image."
+    else:
+        token = "Cannot mix a class token with the image: pool by average."
+    return grid, token
+
+
+def _shown(default: object) -> str:
+    """As the command line takes it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "null" if default is None else str(default)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,154 @@
+"""Answers ``match=params:22M`` for settings: counts what sizes cost, says which one it chose.
+
+Knows torch only while it does: a command line without a match does not wait for it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from mixerbench.config.checks import check_data, known_classes
+from mixerbench.config.match import Target
+from mixerbench.config.schema import Settings, fingerprint
+from mixerbench.config.sizes import Size, StagedSize, ViTSize
+from mixerbench.errors import UserError, as_user_errors
+from mixers.plan import plan_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Matcher:
+    """Finds the size for ``match=...``; the same model is searched once, for all its seeds.
+
+    Args:
+        say: gets a line for each size that is found.
+        prepare: may refuse settings before torch is loaded.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None] = print,
+        prepare: Callable[[Settings], object] = lambda settings: None,
+    ) -> None:
+        self._say, self._prepare = say, prepare
+        self._found: dict[str, Size] = {}
+
+    def __call__(self, settings: Settings, target: Target) -> Size:
+        """The size that the settings' model is to have.
+
+        Raises:
+            UserError: none is within 1 %, or the model's parts do not fit each other.
+        """
+        protocol = dataclasses.asdict(settings.protocol)
+        key = fingerprint([settings.model, protocol, settings.plugins, target.kind, target.value])
+        if key not in self._found:
+            self._prepare(settings)
+            with as_user_errors():
+                self._found[key] = self._search(settings, target)
+        return self._found[key]
+
+    def _search(self, settings: Settings, target: Target) -> Size:
+        os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))  # torch reads it once
+        import torch
+
+        from mixerbench.models.match import NoMatchError, match_size
+        from mixers import load_plugin
+
+        torch.set_num_threads(settings.run.threads)
+        for plugin in settings.plugins:
+            load_plugin(plugin)
+        start = _start(settings)
+        try:
+            found = match_size(start, target.value, _Counter(settings, target.kind))
+        except NoMatchError as error:
+            nearest = _described(settings, target, error.nearest.size, error.nearest.cost)
+            raise UserError(
+                f"match={target.text}: no size is within 1 %. The nearest found is {nearest}. "
+                "Start from another size (size=..., size.depth=...), or choose another number."
+            ) from None
+        self._say(f"match={target.text}: {_described(settings, target, found.size, found.cost)}")
+        return found.size
+
+
+class _Counter:
+    """What a model of the settings costs in another size, as the leaderboard will count it."""
+
+    def __init__(self, settings: Settings, kind: str) -> None:
+        self._settings, self._kind = settings, kind
+        self._on_meta = True
+        classes = known_classes(settings.protocol.data)
+        if classes is None:
+            check_data(settings.protocol.data)  # says what is missing
+        self._classes = int(classes or 0)
+
+    def __call__(self, size: Size) -> int:
+        """
+        Raises:
+            ValueError: the model does not take this size, or cannot be counted.
+        """
+        from mixerbench.measure.flops import CountingError, count_macs
+        from mixerbench.measure.profile import count_parameters
+
+        model = self._build(size)
+        if self._kind == "params":
+            return count_parameters(model)
+        try:
+            return count_macs(_on_cpu(model), self._settings.protocol.image_size).total
+        except CountingError as error:
+            raise UserError(str(error)) from None
+
+    def _build(self, size: Size) -> "nn.Module":
+        import torch
+
+        from mixerbench.training.loop import build_model
+
+        numbers = {"name": self._settings.model["size"]["name"], **dataclasses.asdict(size)}
+        model = {**self._settings.model, "size": numbers}
+        settings = dataclasses.replace(self._settings, model=model)
+        if self._on_meta:
+            try:
+                with torch.device("meta"):  # shapes only: no memory, no random numbers
+                    return build_model(settings, self._classes)
+            except (RuntimeError, NotImplementedError):
+                self._on_meta = False  # a plugin looks at values while it is built
+        return build_model(settings, self._classes)
+
+
+def _on_cpu(model: "nn.Module") -> "nn.Module":
+    """``model`` with zeros for what is on the meta device: costs depend on shapes alone."""
+    import torch
+
+    tensors = list(chain(model.parameters(), model.buffers()))
+    if any(tensor.is_meta for tensor in tensors):
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in chain(model.parameters(), model.buffers()):
+                tensor.zero_()  # indices, too, must be valid ones
+    return model
+
+
+def _start(settings: Settings) -> Size:
+    numbers = {key: n for key, n in settings.model["size"].items() if key != "name"}
+    if "dims" in numbers:
+        return StagedSize(**{key: tuple(values) for key, values in numbers.items()})
+    return ViTSize(**numbers)
+
+
+def _described(settings: Settings, target: Target, size: Size, cost: int) -> str:
+    """``patch_ff dim=396 (small has 384) depth=12 ...: 22,031,114 parameters, +0.14 % of ...``"""
+    given = settings.model["size"]
+    words = [plan_name(settings.model["mixer"])]
+    for key, value in dataclasses.asdict(size).items():
+        number = list(value) if isinstance(value, tuple) else value
+        before = "" if number == given[key] else f" (from {_shown(given[key])})"
+        words.append(f"{key} {_shown(number)}{before},")
+    share = 100 * (cost - target.value) / target.value
+    text = " ".join(words).removesuffix(",")
+    return f"{text}: {cost:,} {target.unit}, {share:+.2f} % of {target.value:,}"
+
+
+def _shown(number: int | list[int]) -> str:
+    return "/".join(map(str, number)) if isinstance(number, list) else str(number)

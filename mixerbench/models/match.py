@@ -1,0 +1,248 @@
+"""The size at which a model costs what it is to cost: width first, depth where it must be.
+
+Pure search: what a size costs is asked of the caller.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mixerbench.config.sizes import Size, StagedSize, ViTSize
+
+TOLERANCE = 0.01
+"""How far the cost may be from what it is to be, as a share of that."""
+
+_ROUNDINGS = tuple((multiple, even) for even in (True, False) for multiple in (8, 4, 2))
+"""What widths are multiples of, and must the channels of a head be even? GPUs like 8 and even."""
+
+_ODD = (1, False)
+_PROBES = ((2, True), (4, True), (8, True))  # finest first; a stem may take multiples of 4 only
+
+_MOST_BLOCKS = 4
+"""How many blocks more or fewer are tried."""
+
+_WINDOW = 0.015
+"""Natural logarithm; rounding moves a width, and through it the cost, about so far at most."""
+
+_STEPS = 30
+"""On each side of the window, and windows in which a width that a model takes is looked for."""
+
+_LARGEST_SCALE = 64.0
+"""Of the width, and the inverse of the smallest."""
+
+_HEAD_DIM_RANGE = math.log(2) / 2 + 1e-9
+"""Natural logarithm; every width is within a factor of √2 of some number of equal heads."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A size and what it costs."""
+
+    size: Size
+    cost: int
+
+
+class NoMatchError(ValueError):
+    """No size within the tolerance was found."""
+
+    def __init__(self, nearest: Matched) -> None:
+        super().__init__(f"nothing within {TOLERANCE:.0%}: the nearest is {nearest}.")
+        self.nearest = nearest
+
+
+def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matched:
+    """The size nearest to ``start`` in shape whose cost is within 1 % of ``target``.
+
+    All widths are scaled together; heads follow them, so that the channels of a head stay
+    nearly what they are. Where no width lands, the deepest stage gets a block more or fewer.
+    Fewest blocks changed come first, then rounder widths, then the nearest shape. Odd widths,
+    with which GPUs are slow, come last.
+
+    Args:
+        count: what a size costs, growing with its width; ValueError where no model has it.
+
+    Raises:
+        NoMatchError: nothing is near enough.
+        ValueError: ``start`` itself is no model's size.
+    """
+    first = _staged(start)
+    costs: dict[StagedSize, int | None] = {first: count(start)}
+
+    def cost(size: StagedSize) -> int | None:
+        if size not in costs:
+            try:
+                costs[size] = count(_of_kind(start, size))
+            except ValueError:  # a part of the model does not take this width
+                costs[size] = None
+        return costs[size]
+
+    for size in _candidates(first, target, cost):
+        found = cost(size)
+        if found is not None and abs(found - target) <= TOLERANCE * target:
+            return Matched(_of_kind(start, size), found)
+    counted = [(size, found) for size, found in costs.items() if found is not None]
+    size, found = min(counted, key=lambda one: abs(one[1] - target))
+    raise NoMatchError(Matched(_of_kind(start, size), found))
+
+
+_Cost = Callable[[StagedSize], int | None]
+
+
+def _candidates(start: StagedSize, target: int, cost: _Cost) -> Iterator[StagedSize]:
+    """Sizes in the order in which they are wanted."""
+    yield start
+    places = []
+    for depths in _depths(start, deeper_first=(cost(start) or 0) < target):
+        base = dataclasses.replace(start, depths=depths)
+        scale = _crossing(base, target, cost)
+        if scale is not None:
+            places.append((base, scale))
+            for rounding in _ROUNDINGS:
+                yield from _around(base, scale, rounding)
+    for base, scale in places:
+        yield from _around(base, scale, _ODD)
+
+
+def _depths(start: StagedSize, deeper_first: bool) -> Iterator[tuple[int, ...]]:
+    """Those of ``start``, then with a block more or fewer in the deepest stage, and so on."""
+    deepest = start.depths.index(max(start.depths))
+    yield start.depths
+    for change in range(1, _MOST_BLOCKS + 1):
+        for sign in (1, -1) if deeper_first else (-1, 1):
+            depths = list(start.depths)
+            depths[deepest] += sign * change
+            if depths[deepest] >= 1:
+                yield tuple(depths)
+
+
+def _crossing(base: StagedSize, target: int, cost: _Cost) -> float | None:
+    """The scale of the widths at which the cost is about ``target``; None if it never is.
+
+    Costs are nearly a power of the scale: interpolating their logarithms takes few counts.
+    """
+    limit, wanted = math.log(_LARGEST_SCALE), math.log(target)
+    low: tuple[float, float] | None = None  # (log scale, log missing cost) that is too small
+    high: tuple[float, float] | None = None  # ... too large
+    aim = step = 0.0
+    while abs(aim) <= limit:
+        probed = _probe(base, math.exp(aim), cost)
+        if probed is None:
+            return None
+        size, found = probed
+        ratios = _ratios(size.dims, base.dims)
+        place, missing = sum(ratios) / len(ratios), wanted - math.log(found)
+        if abs(missing) < TOLERANCE / 2:
+            return math.exp(place)
+        if low is not None and high is not None and not low[0] < place < high[0]:
+            break  # no other width lies between them
+        if missing > 0:
+            low = (place, missing)
+        else:
+            high = (place, missing)
+        if low is not None and high is not None:
+            share = low[1] / (low[1] - high[1])
+            aim = low[0] + (high[0] - low[0]) * min(max(share, 0.2), 0.8)
+            if high[0] - low[0] < _WINDOW / 3:
+                break
+        else:
+            # Costs grow with about the square of the width; where they do not, take longer steps.
+            step = min(max(abs(missing) / 2, 1.5 * step, _WINDOW / 3), math.log(2))
+            aim += math.copysign(step, missing)
+    return math.exp(aim) if abs(aim) <= limit else None
+
+
+def _probe(base: StagedSize, scale: float, cost: _Cost) -> tuple[StagedSize, int] | None:
+    """The size at ``scale``, or the next one that the model takes, and its cost."""
+    for nudge in range(_STEPS):
+        for rounding in _PROBES:
+            size = _scaled(base, scale * math.exp(_WINDOW * nudge), rounding)
+            found = cost(size)
+            if found is not None:
+                return size, found
+    return None
+
+
+def _around(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> list[StagedSize]:
+    """The sizes near ``scale``, the nearest in shape first: each stage is rounded elsewhere."""
+    steps = range(-_STEPS, _STEPS + 1)
+    near = {_scaled(base, scale * math.exp(_WINDOW * i / _STEPS), rounding) for i in steps}
+    # Where all stages are rounded far in one direction, the cost is that far off, too.
+    fitting = [
+        size
+        for size in near
+        if min(_ratios(size.dims, base.dims)) <= math.log(scale) + _WINDOW
+        and max(_ratios(size.dims, base.dims)) >= math.log(scale) - _WINDOW
+    ]
+    return sorted(fitting, key=lambda size: _departure(size, base))
+
+
+def _scaled(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> StagedSize:
+    """``base`` with all widths times ``scale``, rounded, and heads to go with them."""
+    pairs = [
+        _width_and_heads(scale * dim, max(dim // heads, 1), *rounding)
+        for dim, heads in zip(base.dims, base.num_heads, strict=True)
+    ]
+    dims, num_heads = zip(*pairs, strict=True)
+    return StagedSize(dims, base.depths, num_heads)
+
+
+def _width_and_heads(width: float, head_dim: int, multiple: int, even: bool) -> tuple[int, int]:
+    """The nearest multiple that heads of about ``head_dim`` channels divide, and how many do."""
+    # A narrow stage is not rounded by more than about a sixteenth of its width.
+    rounding = min(multiple, max(2, 2 ** int(math.log2(max(width / 8, 1)))))
+    nearest = max(round(width / rounding), 1)
+    for distance in itertools.count():
+        for number in (nearest - distance, nearest + distance):
+            dim = number * rounding
+            heads = _heads(dim, head_dim, even and rounding % 2 == 0) if dim > 0 else 0
+            if heads:
+                return dim, heads
+    raise AssertionError("a multiple of head_dim always fits")
+
+
+@functools.cache
+def _heads(dim: int, head_dim: int, even: bool) -> int:
+    """How many heads of about ``head_dim`` channels make ``dim``; 0 if none are near enough.
+
+    Args:
+        even: must the channels of a head be even, if ``head_dim`` is?
+    """
+    best, found = _HEAD_DIM_RANGE, 0
+    for heads in range(1, 2 * dim // head_dim + 2):
+        own, rest = divmod(dim, heads)
+        if rest or own < 1 or (even and head_dim % 2 == 0 and own % 2):
+            continue
+        departure = abs(math.log(own / head_dim))
+        if heads == 1 and own < head_dim:
+            departure = min(departure, _HEAD_DIM_RANGE)  # a stage narrower than a head has one
+        if departure <= best:
+            best, found = departure, heads
+    return found
+
+
+def _departure(size: StagedSize, start: StagedSize) -> tuple[float, tuple[int, ...]]:
+    """How far the channels of a head and the widths' proportions are from those of ``start``."""
+    ratios, heads = _ratios(size.dims, start.dims), _ratios(size.num_heads, start.num_heads)
+    per_head = max(abs(ratio - more) for ratio, more in zip(ratios, heads, strict=True))
+    return round(per_head + max(ratios) - min(ratios), 9), size.dims
+
+
+def _ratios(numbers: Sequence[int], others: Sequence[int]) -> list[float]:
+    """Natural logarithms, stage by stage."""
+    return [math.log(number / other) for number, other in zip(numbers, others, strict=True)]
+
+
+def _staged(size: Size) -> StagedSize:
+    """An isotropic model is one stage."""
+    if isinstance(size, StagedSize):
+        return size
+    return StagedSize((size.dim,), (size.depth,), (size.num_heads,))
+
+
+def _of_kind(kind: Size, size: StagedSize) -> Size:
+    if isinstance(kind, StagedSize):
+        return size
+    return ViTSize(size.dims[0], size.depths[0], size.num_heads[0])

@@ -1,0 +1,118 @@
+"""Measurements of models that were trained before: MLflow runs of their own."""
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
+from mixerbench.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mixerbench.measure.profile import Measures
+
+EXPERIMENT: Final = "mixerbench-measurements"
+DESCRIPTION: Final = f"""\
+What trained models cost, measured side by side by `mixerbench measure`: one MLflow run is one \
+model, and runs with the same `{Tag.SESSION}` were measured in turn, slice by slice, on one \
+machine. Compare speed, memory and energy within one session only. `mixerbench leaderboard` puts \
+them beside the accuracies of the runs that were trained.
+"""
+
+SETTINGS: Final = ("device", "precision", "threads", "measure_batch_size", "measure_seconds")
+"""Run settings that a measurement depends on, logged with it."""
+
+_SAME = (
+    *(Tag.PROTOCOL, Tag.PROTOCOL_FINGERPRINT, Tag.MODEL, Tag.MODEL_FINGERPRINT),
+    *(Tag.MIXER, Tag.SIZE, Tag.BACKBONE, Tag.STEM),
+)
+"""Tags that a measurement has from the run that was trained."""
+
+
+def measured(measures: "Measures") -> dict[str, float]:
+    """What is logged of a measurement, as metrics."""
+    spreads = {
+        Metric.IMAGES_PER_SECOND: measures.images_per_second,
+        Metric.LATENCY_MS: measures.latency_ms,
+    }
+    metrics = {
+        Metric.PARAMETERS: float(measures.parameters),
+        Metric.GMACS: measures.gmacs,
+        Metric.MEMORY_MIB: measures.memory_mib,
+        Metric.MEASURE_BATCH_SIZE: float(measures.batch_size),
+    }
+    if measures.joules_per_image is not None:
+        metrics[Metric.JOULES_PER_IMAGE] = measures.joules_per_image
+    for key, spread in spreads.items():
+        metrics[key] = spread.median
+        metrics[key + Metric.LOWER_QUARTILE] = spread.lower_quartile
+        metrics[key + Metric.UPPER_QUARTILE] = spread.upper_quartile
+    return metrics
+
+
+def fetch_settings(store: Store, run_id: str, folder: Path) -> None:
+    """Download what a model is built from again: ``config.yaml`` and ``plugins/``.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    store.client.download_artifacts(run_id, Artifact.CONFIG, str(folder))
+    if store.client.list_artifacts(run_id, Artifact.PLUGINS):
+        store.client.download_artifacts(run_id, Artifact.PLUGINS, str(folder))
+
+
+def record(
+    store: Store,
+    measures: Mapping[str, "Measures"],
+    *,
+    session: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+) -> None:
+    """Write one MLflow run for each model of an interleaved run, finished together at the end.
+
+    What a store that fails in between has taken stays unfinished there, on no leaderboard.
+
+    Args:
+        measures: by the id of a run that trained the model.
+        tags: further ones of all.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    from mlflow import MlflowException
+    from mlflow.entities import Metric as MlflowMetric
+    from mlflow.entities import Param, RunTag
+
+    client = store.client
+    # Made here for a description of its own; where its artifacts would lie does not matter.
+    with suppress(MlflowException):  # it is there already
+        client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": DESCRIPTION})
+    experiment = store.experiment(EXPERIMENT, EXPERIMENT, DESCRIPTION)
+    written = []
+    for run_id, one in measures.items():
+        trained = client.get_run(run_id).data.tags
+        own = {
+            Tag.SCHEMA: SCHEMA_VERSION,
+            Tag.KIND: MEASUREMENT,
+            Tag.SESSION: session,
+            Tag.HARDWARE: one.hardware,
+            **{tag: trained[tag] for tag in _SAME},
+            **tags,
+        }
+        name = f"{trained[Tag.MODEL]}-measured"
+        written.append(client.create_run(experiment, run_name=name).info.run_id)
+        now = time.time()
+        metrics = measured(one) | {Metric.UPLOADED_AT: now}
+        time_ms = int(now * 1000)
+        client.log_batch(
+            written[-1],
+            metrics=[MlflowMetric(key, value, time_ms, 0) for key, value in metrics.items()],
+            params=[Param(key, value) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in own.items()],
+        )
+    for run_id in written:
+        client.set_terminated(run_id, "FINISHED")
