@@ -128,6 +128,7 @@ class Entry:
     superseded: int  # older runs of the same seeds
     efficiencies: Mapping[str, Efficiency]  # hardware -> on it
     hardware: str = ""  # the board's: the figures are of this one
+    machine: str = ""  # of which the training time is shown
     rank_range: tuple[int, int] | None = None  # None: not compared with all others
     top1_interval: Interval | None = None  # in percent
     calibration_error: float | None = None  # in percent
@@ -166,11 +167,10 @@ class Entry:
         return self.efficiencies.get(self.hardware)
 
     def summary(self, metric: str) -> Summary | None:
-        """Over seeds; of training time, over the runs on the board's machine."""
+        """Over seeds; of training time over the runs on one machine."""
         runs = self.runs
         if metric == Metric.TRAINING_SECONDS:
-            machine = self.efficiency.machine if self.efficiency else ""
-            runs = tuple(run for run in runs if run.hardware == machine)
+            runs = tuple(run for run in runs if run.hardware == self.machine)
         values = {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
         if not values:
             return None
@@ -283,7 +283,7 @@ class Board:
         if not sessions:
             return ", each at the end of its training: 'mixerbench measure' does it side by side"
         if alone or len(sessions) > 1:
-            words = [f"{count} in one session" for count in sessions.values()]
+            words = [f"{count} in one session" for _, count in sessions.most_common()]
             words += [f"{alone} at the end of training"] if alone else []
             return f": {', '.join(words)}; 'mixerbench measure' does it side by side"
         return ", all in one session, in turns" if len(found) == len(self.entries) else ""
@@ -424,6 +424,8 @@ def _efficiencies(
     for hardware, group in own.items():
         keys = {key for run in group for key in run.metrics if key.startswith(MEASURED)}
         values = {k: [run.metrics[k] for run in group if k in run.metrics] for k in keys}
+        if not values:
+            continue
         found[hardware] = Efficiency(
             machine=group[0].hardware,
             session="",
@@ -465,11 +467,18 @@ def _finish(board: Board, hardware: str, source: Source | None, column: Column) 
     if source is not None:
         analysis = analyse({e.model_fingerprint: e.runs for e in board.everyone}, source)
 
+    machines = Counter(run.hardware for entry in board.everyone for run in entry.runs)
+    measured = (entry.efficiencies.get(hardware) for entry in board.everyone)
+    machine = next(
+        (one.machine for one in measured if one), max(machines, key=machines.__getitem__)
+    )
+
     def finish(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         finished = [
             replace(
                 entry,
                 hardware=hardware,
+                machine=machine,
                 rank_range=analysis.rank_ranges.get(entry.model_fingerprint),
                 top1_interval=analysis.intervals.get(entry.model_fingerprint),
                 calibration_error=analysis.calibration_errors.get(entry.model_fingerprint),

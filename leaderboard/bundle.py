@@ -39,7 +39,6 @@ from leaderboard.query import (
     Reading,
     Run,
     Source,
-    State,
     digest_of,
     in_order,
     reading_of,
@@ -141,7 +140,7 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         """BundleError: it is damaged, or of another version."""
         self.folder = folder
-        self.name = f"bundle {folder.name}"
+        self.name = f"bundle {folder.resolve().name}"
         about = _read_json(folder / FILE)
         schema = about.get("schema") if isinstance(about, dict) else None
         if schema != SCHEMA:
@@ -159,7 +158,8 @@ class Bundle:
         self._tables = {name: _Table(folder / name) for name in _TABLES}
         for name, table in self._tables.items():
             if strange := table.run_ids - content["runs"].keys():
-                raise BundleError(f"{folder / name} has a run that is not in {RUNS}: {strange}.")
+                line = f"{folder / name} has a run that is not in {RUNS}: {strange}."
+                raise BundleError(_one_line(line))
 
     @cached_property
     def cache(self) -> Cache:
@@ -178,11 +178,6 @@ class Bundle:
         measurements = (Measurement(**one) for one in content["measurements"].values())
         return reading._replace(measurements=in_order(measurements))
 
-    def state(self, run: Run) -> State:
-        """What was logged of the run, as the cache of a store has it."""
-        state: State = self._content["runs"][run.run_id]
-        return state
-
     def artifact(self, run: Run, name: str) -> Path | None:
         def write(path: Path) -> None:
             import pyarrow.parquet as pq
@@ -194,7 +189,8 @@ class Bundle:
             elif (rows := self._rows(name, run)) is not None:
                 pq.write_table(rows.drop_columns(_RUN_ID), path)
 
-        if name != Artifact.CONFIG and (name not in _TABLES or self._rows(name, run) is None):
+        table = self._tables.get(name)
+        if name != Artifact.CONFIG and (table is None or run.run_id not in table.run_ids):
             return None
         return self.cache.file("artifacts", run.run_id, name, make=write)
 
@@ -299,7 +295,7 @@ def check_runs(
                     f"{first.name} of the same protocol"
                 )
         if problem is not None:
-            refused.append(f"{_title(run)}: {problem}.")
+            refused.append(_one_line(f"{_title(run)}: {problem}."))
     if refused:
         more = [f"... and {len(refused) - _LINES} more."] if len(refused) > _LINES else []
         raise BundleError("\n".join([*refused[:_LINES], *more]))
@@ -389,7 +385,7 @@ def _prediction_problems(
 
 
 def _title(run: Run) -> str:
-    return f"run {run.name} ({run.run_id})"
+    return _one_line(f"run {run.name[:80]} ({run.run_id})")
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -597,8 +593,9 @@ def _read_json(path: Path) -> Any:
     return content
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _one_line(text: object) -> str:
+    """Without line breaks and what a terminal would obey: anybody may have written it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[:400]
 
 
 def _check_levels(content: Any, levels: int) -> None:
@@ -611,7 +608,7 @@ def _check_levels(content: Any, levels: int) -> None:
 
 def _check_form(content: Any, form: Any, path: Path) -> None:
     if where := _misfit(content, form):
-        raise BundleError(f"{path} is not as a bundle's: see {where[:200]}.")
+        raise BundleError(f"{path} is not as a bundle's: see {_one_line(where)}.")
 
 
 def _misfit(value: Any, form: Any, where: str = "its top") -> str:
@@ -636,6 +633,10 @@ def _misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
     for one in ids:
         if not _ID.fullmatch(one):
             yield f"{one!r:.80} is no id of a run"
+    uids = [run["tags"].get(Tag.UID) for run in runs.values()]
+    keys = [(m["session"], *_model_of(m)) for m in measurements.values()]
+    if len({*uids}) < len(uids) or len({*keys}) < len(keys):
+        yield "a run or a measurement stands twice"
     if content["settings"].keys() != runs.keys():
         yield "the settings are of other runs"
     for run_id, run in runs.items():
@@ -643,10 +644,14 @@ def _misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"run {run_id} is of no experiment"
         if run["params"].values() - parts.keys():
             yield f"run {run_id} lacks parameters"
+    models = {
+        (run["tags"].get(Tag.PROTOCOL_FINGERPRINT), run["tags"].get(Tag.MODEL_FINGERPRINT))
+        for run in runs.values()
+    }
     for one in measurements.values():
         if not _SESSION.fullmatch(one["session"]):
             yield f"{one['session']!r:.80} is no session of measurements"
-        if not any(_same_model(one, run["tags"]) for run in runs.values()):
+        if _model_of(one) not in models:
             yield f"measurement {one['run_id']:.80} is of a model without a run"
     if any(run_id != one["run_id"] for run_id, one in measurements.items()):
         yield "a measurement has two ids"
@@ -658,7 +663,10 @@ def _misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
         if not _KEY.fullmatch(key):
             yield f"MLflow takes no name like {key!r:.80}"
     texts = {
-        "tag": [text for run in runs.values() for text in run["tags"].values()],
+        "tag": [
+            *(text for run in runs.values() for text in run["tags"].values()),
+            *(one["hardware"] for one in measurements.values()),
+        ],
         "parameter": [text for part in parts.values() for text in part.values()],
         "experiment": content["experiments"].values(),
         "name": [run["name"] for run in runs.values()],
@@ -673,10 +681,8 @@ def _misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key!r:.80} is no tag of mixerbench"
 
 
-def _same_model(measurement: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
-    return measurement["protocol_fingerprint"] == tags.get(
-        Tag.PROTOCOL_FINGERPRINT
-    ) and measurement["model_fingerprint"] == tags.get(Tag.MODEL_FINGERPRINT)
+def _model_of(measurement: Mapping[str, str]) -> tuple[str, str]:
+    return measurement["protocol_fingerprint"], measurement["model_fingerprint"]
 
 
 def _checksum(path: Path) -> str:

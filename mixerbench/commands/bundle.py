@@ -175,7 +175,7 @@ def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
 def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
     """The journal of a run of a bundle."""
     yield {"kind": "start", "time": run.started}
-    yield _at(run, "tags", {**run.tags, Tag.IMPORTED: bundle.folder.name})
+    yield _at(run, "tags", {**run.tags, Tag.IMPORTED: bundle.folder.resolve().name})
     yield _at(run, "params", {k: v for group in run.params.values() for k, v in group.items()})
     single = {k: [(0, value)] for k, value in run.metrics.items() if k != Metric.UPLOADED_AT}
     for key, points in {**single, **bundle.curves(run)}.items():
@@ -189,7 +189,7 @@ def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
 
 def _measurement_records(bundle: Bundle, one: Measurement) -> Iterator[dict[str, Any]]:
     yield {"kind": "start", "time": one.finished}
-    yield _at(one, "tags", {**_measurement_tags(one), Tag.IMPORTED: bundle.folder.name})
+    yield _at(one, "tags", {**_measurement_tags(one), Tag.IMPORTED: bundle.folder.resolve().name})
     metrics = {k: value for k, value in one.metrics.items() if k != Metric.UPLOADED_AT}
     yield _at(one, "metrics", metrics) | {"step": 0}
     yield {"kind": "end", "time": one.finished, "status": "FINISHED"}

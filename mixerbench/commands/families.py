@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leaderboard.families import Family, Part
+from mixerbench.commands.list import shown
+from mixerbench.errors import first_line
 from mixerbench.measure import tokens
 from mixers import MIXERS, load_plugin
 from mixers.catalog import Entry, mixer_catalog
@@ -35,7 +37,7 @@ def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, Fam
 
 
 def _of_mixer(entry: Entry) -> Family:
-    options = {option.name: _shown(option.default) for option in entry.options}
+    options = {option.name: shown(option.default) for option in entry.options}
     return _family(entry.name, entry, options)
 
 
@@ -51,7 +53,7 @@ def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> 
     try:
         parts = tuple(map(_measured, distinct))
     except Exception as error:  # whatever a plugin's code raises: its page says it, others stay
-        facts += (f"Could not be measured: {_first_line(error)}",)
+        facts += (f"Could not be measured: {first_line(error)}",)
     number = _ARXIV.search(source.paper)
     return Family(
         name=name,
@@ -100,14 +102,3 @@ def _facts(mixers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     else:
         token = "Cannot mix a class token with the image: pool by average."
     return grid, token
-
-
-def _shown(default: object) -> str:
-    """As the command line takes it."""
-    if isinstance(default, bool):
-        return str(default).lower()
-    return "null" if default is None else str(default)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

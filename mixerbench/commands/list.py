@@ -113,6 +113,7 @@ def _options(kind: str, options: Sequence[Option]) -> str:
 
 
 def shown(default: object) -> str:
+    """As the command line takes it."""
     if default is MISSING:
         return "(the protocol's)"
     if isinstance(default, bool):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
@@ -18,17 +18,19 @@ TOLERANCE = 0.01
 _ROUNDINGS = tuple((multiple, even) for even in (True, False) for multiple in (8, 4, 2))
 """What widths are multiples of, and must the channels of a head be even? GPUs like 8 and even."""
 
-_ODD = (1, False)
 _PROBES = ((2, True), (4, True), (8, True))  # finest first; a stem may take multiples of 4 only
 
-_MOST_BLOCKS = 4
-"""How many blocks more or fewer are tried."""
+_MOST_BLOCKS, _FEW = 4, 6
+"""How many blocks more or fewer are tried; a sixth of a stage is few."""
 
 _WINDOW = 0.015
 """Natural logarithm; rounding moves a width, and through it the cost, about so far at most."""
 
 _STEPS = 30
 """On each side of the window, and windows in which a width that a model takes is looked for."""
+
+_COMBINATIONS, _FREE_TRIES = 81, 32
+"""Of widths and heads where round ones do not land: how many there are, how many are counted."""
 
 _LARGEST_SCALE = 64.0
 """Of the width, and the inverse of the smallest."""
@@ -59,7 +61,7 @@ def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matche
     All widths are scaled together; heads follow them, so that the channels of a head stay
     nearly what they are. Where no width lands, the deepest stage gets a block more or fewer.
     Fewest blocks changed come first, then rounder widths, then the nearest shape. Odd widths,
-    with which GPUs are slow, come last.
+    with which GPUs are slow, come after a few blocks and before many.
 
     Args:
         count: what a size costs, growing with its width; ValueError where no model has it.
@@ -79,7 +81,7 @@ def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matche
                 costs[size] = None
         return costs[size]
 
-    for size in _candidates(first, target, cost):
+    for size in _candidates(first, target, cost, costs):
         found = cost(size)
         if found is not None and abs(found - target) <= TOLERANCE * target:
             return Matched(_of_kind(start, size), found)
@@ -91,31 +93,46 @@ def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matche
 _Cost = Callable[[StagedSize], int | None]
 
 
-def _candidates(start: StagedSize, target: int, cost: _Cost) -> Iterator[StagedSize]:
-    """Sizes in the order in which they are wanted."""
+def _candidates(
+    start: StagedSize, target: int, cost: _Cost, costs: Mapping[StagedSize, int | None]
+) -> Iterator[StagedSize]:
+    """Sizes in the order in which they are wanted.
+
+    Args:
+        costs: those that have been counted so far.
+    """
     yield start
-    places = []
-    for depths in _depths(start, deeper_first=(cost(start) or 0) < target):
+    places: list[tuple[StagedSize, float]] = []
+    few = max(start.depths) // _FEW
+    for change, depths in _depths(start, deeper_first=(cost(start) or 0) < target):
+        if change == few + 1:  # rather an odd width than many blocks
+            for base, scale in places:
+                yield from _freely(base, scale)
         base = dataclasses.replace(start, depths=depths)
-        scale = _crossing(base, target, cost)
-        if scale is not None:
-            places.append((base, scale))
-            for rounding in _ROUNDINGS:
-                yield from _around(base, scale, rounding)
-    for base, scale in places:
-        yield from _around(base, scale, _ODD)
+        crossing = _crossing(base, target, cost)
+        if crossing is None:
+            continue
+        for rounding in _ROUNDINGS:
+            yield from _around(base, crossing, rounding)
+        # What was probed on the way may have landed although it is rounded far.
+        probed = [size for size in costs if size.depths == depths]
+        yield from sorted(probed, key=lambda size: _departure(size, start))
+        if change <= few:
+            places.append((base, crossing))
+        else:
+            yield from _freely(base, crossing)
 
 
-def _depths(start: StagedSize, deeper_first: bool) -> Iterator[tuple[int, ...]]:
-    """Those of ``start``, then with a block more or fewer in the deepest stage, and so on."""
+def _depths(start: StagedSize, deeper_first: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(0, those of ``start``), then a block more or fewer in the deepest stage, and so on."""
     deepest = start.depths.index(max(start.depths))
-    yield start.depths
+    yield 0, start.depths
     for change in range(1, _MOST_BLOCKS + 1):
         for sign in (1, -1) if deeper_first else (-1, 1):
             depths = list(start.depths)
             depths[deepest] += sign * change
             if depths[deepest] >= 1:
-                yield tuple(depths)
+                yield change, tuple(depths)
 
 
 def _crossing(base: StagedSize, target: int, cost: _Cost) -> float | None:
@@ -177,6 +194,37 @@ def _around(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> list[
         and max(_ratios(size.dims, base.dims)) >= math.log(scale) - _WINDOW
     ]
     return sorted(fitting, key=lambda size: _departure(size, base))
+
+
+def _freely(base: StagedSize, scale: float) -> list[StagedSize]:
+    """Sizes near ``scale`` of any width and many numbers of heads, nearest to it first.
+
+    For narrow models, in which a few channels more or fewer are some percent of the cost.
+    """
+    stages = len(base.dims)
+    each = round(_COMBINATIONS ** (1 / stages))
+    options = []
+    for old, old_heads in zip(base.dims, base.num_heads, strict=True):
+        around = range(max(round(scale * old) - each, 1), round(scale * old) + each + 1)
+        pairs = [
+            (dim, heads)
+            for dim in around
+            for heads in range(1, dim + 1)
+            if dim % heads == 0 and (old / old_heads) / 2 <= dim / heads <= 2 * old / old_heads
+        ]
+        by_distance = [(abs(dim - scale * old), dim, heads) for dim, heads in pairs]
+        options.append([(dim, heads) for _, dim, heads in sorted(by_distance)[:each]])
+    sizes = []
+    for stage_by_stage in itertools.product(*options):
+        dims, num_heads = zip(*stage_by_stage, strict=True)
+        sizes.append(StagedSize(dims, base.depths, num_heads))
+    log_scale = math.log(scale)
+
+    def distance(size: StagedSize) -> tuple[float, tuple[float, tuple[int, ...]]]:
+        ratios = _ratios(size.dims, base.dims)
+        return round(abs(sum(ratios) / stages - log_scale), 9), _departure(size, base)
+
+    return sorted(sizes, key=distance)[:_FREE_TRIES]
 
 
 def _scaled(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> StagedSize:

@@ -1,11 +1,13 @@
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from leaderboard.board import COLUMNS, Board, Entry, boards
-from leaderboard.query import Reading, Run
+from leaderboard.query import Measurement, Reading, Run
 from mixerbench.tracking.keys import Metric
 
 DIGITS, LONGER, RANDOM = "aaaa000011112222", "aabb000011112222", "cccc000011112222"
@@ -54,27 +56,78 @@ def test_the_newest_run_of_a_seed_counts_and_the_others_are_counted(reading: Rea
     assert any("superseded" in note and note.endswith(": 1") for note in board(reading.runs).notes)
 
 
-def test_speed_is_of_the_newest_runs_hardware_only_and_accuracy_of_all(reading: Reading):
-    fourier = entry(reading, "fourier")
-    speed, top1 = fourier.summary(Metric.IMAGES_PER_SECOND), fourier.summary(Metric.FINAL_TOP1)
-    assert fourier.hardware == "1 x GPU"
-    assert speed and speed.values == {"2": 9000.0}
-    assert fourier.summary(Metric.LATENCY_MS) is None  # the CPU's is not this hardware's
+def test_speed_is_of_one_hardware_only_and_accuracy_of_all(reading: Reading):
+    speed = next(column for column in COLUMNS if column.key == Metric.IMAGES_PER_SECOND)
+    on_gpu, on_cpu = (
+        next(e for e in boards(reading.runs, hardware=name)[0].entries if e.mixer == "fourier")
+        for name in ("GPU", "2 x CPU")
+    )
+    assert (on_gpu.hardware, on_gpu.value(speed)) == ("1 x GPU", 9000.0)
+    assert (on_cpu.hardware, on_cpu.value(speed)) == ("2 x CPU", 1000.0)
+    assert on_gpu.efficiency and Metric.LATENCY_MS not in on_gpu.efficiency.metrics
+    top1 = on_gpu.summary(Metric.FINAL_TOP1)
     assert top1 and len(top1.values) == 3
-    assert any("fourier_micro_patch" in n and "1 of 3" in n for n in board(reading.runs).notes)
 
 
-def test_a_board_of_several_hardwares_says_what_cannot_be_compared(reading: Reading):
-    mixed, uniform = board(reading.runs), board(reading.runs, LONGER)
-    assert any(note.startswith("not comparable") for note in mixed.notes)
-    assert {"h1: 2 x CPU", "h2: 1 x GPU"} <= set(mixed.notes)
-    assert uniform.notes == ("measured on 2 x CPU",)
+def test_the_hardware_that_most_were_measured_on_is_shown_and_the_others_are_named(
+    reading: Reading,
+):
+    shown = board(reading.runs)
+    assert shown.hardwares == {"2 x CPU": 1, "1 x GPU": 1}
+    assert shown.hardware == "1 x GPU"  # as many, and newer
+    (note,) = [note for note in shown.notes if "no two hardwares compare" in note]
+    assert "1 measured on 2 x CPU" in note
+    (named,) = re.findall(r"--hardware (\w+)", note)
+    assert boards(reading.runs, hardware=named)[0].hardware == "2 x CPU"
+    assert board(reading.runs, LONGER).hardware == ""  # nobody measured anything
+    with pytest.raises(ValueError, match="nothing was measured on 'TPU'"):
+        boards(reading.runs, hardware="TPU")
 
 
 def test_another_measuring_batch_is_other_hardware(reading: Reading):
     run = next(run for run in reading.runs if run.name == "longer")
-    other = replace(run, seed="1", metrics={**run.metrics, Metric.MEASURE_BATCH_SIZE: 8.0})
-    assert len(board([run, other], LONGER).entries[0].runs_on_hardware) == 1
+    speeds = {Metric.IMAGES_PER_SECOND: 10.0}
+    one = replace(run, metrics=run.metrics | speeds)
+    other = replace(one, seed="1", metrics=one.metrics | {Metric.MEASURE_BATCH_SIZE: 8.0})
+    assert set(board([one, other], LONGER).hardwares) == {"2 x CPU", "2 x CPU · batch 8"}
+
+
+def measurement(entry: Entry, session: str, speed: float, **changes: Any) -> Measurement:
+    content = {
+        "run_id": f"{session}-{entry.mixer}",
+        "finished": 2_000_000_000_000,
+        "protocol_fingerprint": DIGITS,
+        "model_fingerprint": entry.model_fingerprint,
+        "hardware": "2 x CPU",
+        "session": session,
+        "metrics": {
+            Metric.IMAGES_PER_SECOND: speed,
+            Metric.IMAGES_PER_SECOND + Metric.LOWER_QUARTILE: speed - 1,
+            Metric.IMAGES_PER_SECOND + Metric.UPPER_QUARTILE: speed + 2,
+        },
+    }
+    return Measurement(**(content | changes))
+
+
+def test_entries_that_were_measured_in_one_session_are_ranked_by_it(reading: Reading):
+    entries = board(reading.runs).entries
+    one = [measurement(entry, "one", 100.0 + i) for i, entry in enumerate(entries)]
+    shown = boards(reading.runs, one, sort="images_per_second")[0]
+    assert shown.hardware == "2 x CPU"  # four entries, against one on the GPU
+    speed = next(column for column in COLUMNS if column.name == "images_per_second")
+    assert [e.value(speed) for e in shown.entries] == [103.0, 102.0, 101.0, 100.0]
+    assert shown.entries[0].interval(speed) == (102.0, 105.0)
+    assert any("all in one session" in note for note in shown.notes)
+    newer = measurement(entries[0], "two", 500.0, finished=2_000_000_000_001)
+    mixed = boards(reading.runs, [*one, newer], sort="images_per_second")[0]
+    assert mixed.entries[0].value(speed) == 500.0
+    assert any("3 in one session, 1 in one session" in note for note in mixed.notes)
+
+
+def test_a_measurement_of_another_protocol_is_no_business_of_this_board(reading: Reading):
+    entries = board(reading.runs).entries
+    foreign = measurement(entries[0], "one", 1.0, protocol_fingerprint="other", hardware="TPU")
+    assert "TPU" not in boards(reading.runs, [foreign])[0].hardwares
 
 
 def test_ranks_are_by_top1_of_the_whole_board_and_ties_share_one(reading: Reading):
@@ -127,6 +180,21 @@ def test_filters_of_one_field_widen_and_of_several_narrow(reading: Reading):
     assert set(shown(reading, "backbone=vit")) == {DIGITS, LONGER, RANDOM}
 
 
+def test_entries_of_equal_cost_are_those_within_one_percent(reading: Reading):
+    run = next(run for run in reading.runs if run.name == "longer")
+    costs = {"a": 22_150_000.0, "b": 21_700_000.0, "c": 22_000_000.0}
+    runs = [
+        replace(run, run_id=name, mixer=name, model_fingerprint=name,
+                metrics=run.metrics | {Metric.PARAMETERS: cost, Metric.GMACS: cost / 5e6})
+        for name, cost in costs.items()
+    ]  # fmt: skip
+    (found,) = boards(runs, filters=["params=22M"])
+    assert {entry.mixer for entry in found.entries} == {"a", "c"}
+    (found,) = boards(runs, filters=["flops=4.4G"])
+    assert {entry.mixer for entry in found.entries} == {"a", "c"}
+    assert {entry.rank for entry in found.entries} == {1}  # of the whole board: all are equal
+
+
 def test_a_protocol_is_filtered_by_name_or_by_the_beginning_of_its_fingerprint(reading: Reading):
     assert set(shown(reading, "protocol=digits")) == {DIGITS, LONGER}
     assert set(shown(reading, "protocol=aab")) == {LONGER}
@@ -142,6 +210,8 @@ def test_a_protocol_is_filtered_by_name_or_by_the_beginning_of_its_fingerprint(r
         ("size=huge", "known: micro, large"),
         ("protocol=digit", "did you mean digits"),
         ("protocol=", "no finished run"),
+        ("params=2000", "known: 0.001M, 1e-05M"),
+        ("params=many", "give a number such as 22M or 4.6G"),
     ],
 )
 def test_an_unknown_filter_names_what_is_known(reading: Reading, text: str, message: str):

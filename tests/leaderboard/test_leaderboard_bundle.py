@@ -275,8 +275,10 @@ def test_an_export_that_fails_leaves_nothing(shared: Shared, tmp_path: Path):
 
 def test_filters_choose_what_is_exported_and_bundles_can_be_cut(shared: Shared, tmp_path: Path):
     said = export_bundle(str(shared.bundle), ["mixer=attention"], tmp_path / "cut")
-    assert "runs: 2, models: 1, protocols: 1, measurements: 0" in said
+    assert "runs: 2, models: 1, protocols: 1, measurements: 1" in said
     assert {run.seed for run in open_source(str(tmp_path / "cut")).read().runs} == {"0", "1"}
+    said = export_bundle(str(shared.bundle), ["mixer=mean"], tmp_path / "other")
+    assert "runs: 1, models: 1, protocols: 1, measurements: 0" in said
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -407,6 +409,16 @@ def test_probabilities_that_are_no_numbers_are_refused(shared: Shared, tmp_path:
         Bundle(_falsify(shared, tmp_path / "false", change)).read()
 
 
+def test_a_name_cannot_act_on_the_terminal_of_whoever_is_told(edited):
+    def change(content: Any) -> None:
+        _first(content).update(name="\x1b[2J\nall is well")
+        _first(content)["metrics"].update({"final/top1": 99.0})
+
+    with pytest.raises(BundleError) as error:
+        Bundle(edited(change)).read()
+    assert str(error.value).isprintable()
+
+
 def test_a_run_without_predictions_is_refused(shared: Shared, tmp_path: Path):
     folder = tmp_path / "none"
     shutil.copytree(shared.bundle, folder)
@@ -429,6 +441,8 @@ MALFORMED: dict[str, Callable[[Any], object]] = {
     "half a character": lambda c: _first(c).update(name="\ud800"),
     "an unknown part": lambda c: _first(c)["params"].update(model="0" * 32),
     "an unknown experiment": lambda c: _first(c).update(experiment="7"),
+    "a run twice": lambda c: [run["tags"].update({Tag.UID: "a"}) for run in c["runs"].values()],
+    "a key for the terminal": lambda c: c["parts"].update({"\x1b[31m": {"\n\x1b[2J": 1}}),
     "no settings": lambda c: c["settings"].clear(),
     "a negative time": lambda c: _first(c).update(started=-1),
     "an end before its start": lambda c: _first(c).update(finished=1),
@@ -451,6 +465,7 @@ def test_malformed_content_is_one_line(what: str, edited):
     with pytest.raises(BundleError) as error:
         Bundle(edited(MALFORMED[what]))
     assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("run_id", ["../../../x", "a/b", "a.b", "", "x" * 65, "ä", "a\n"])

@@ -33,7 +33,11 @@ def test_runs_of_one_protocol_may_share_a_board(reading: Reading):
 
 def test_a_field_outside_the_fingerprint_is_told_apart(reading: Reading):
     run = next(run for run in reading.runs if run.name == "longer")
-    moved = replace(run, name="moved", protocol={**run.protocol, "protocol.data.root": "/b"})
+    moved = replace(
+        run,
+        name="moved",
+        params={**run.params, "protocol": {**run.protocol, "protocol.data.root": "/b"}},
+    )
     found = explain([run, moved], "longer", "moved")
     assert found.differences == (Difference("protocol.data.root", None, "/b"),)
     assert found.same_protocol

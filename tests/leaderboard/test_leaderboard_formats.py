@@ -61,7 +61,7 @@ def test_markdown_parses_back_with_a_table_per_protocol(reading: Reading):
     assert len(tables) == 3
     for header, *rows in tables:
         assert "GMACs (multiply-adds)" not in header  # nobody logged it
-        assert {"#", "top-1 (%)", "parameters"} <= set(header) <= set(HEADERS)
+        assert {"rank", "top-1 (%)", "parameters"} <= set(header) <= set(HEADERS)
         assert {len(row) for row in rows} == {len(header)}
     header, _, first, *_ = tables[0]
     assert dict(zip(header, first, strict=True))["top-1 (%)"] == "80.40"
@@ -74,15 +74,14 @@ def test_the_terminal_shows_every_row_within_the_width(reading: Reading, width: 
     assert max(map(len, output.splitlines())) <= width
     for words in (
         r"digits · aaaa000011112222 · models: 2, runs: 4",
-        r"1 +attention_micro_patch .*80\.40 +1\.18 .*1,000",
+        r"1 +attention_micro_patch .*80\.40 .*1,000",
         r"2 +pooling_micro_patch .*70\.50",
-        r"measured on 2 x CPU",
         r"Not on a board: 1 failed, 1 not finished",
     ):
         assert re.search(words, output), words
     hidden = " ".join(re.findall(r"hidden at \d+ characters: ([^\n]+)", output))
     for header in ("mixer", "size", "stem"):
-        assert header in hidden or re.search(rf"# .*\b{header}\b", output)
+        assert header in hidden or re.search(rf"rank .*\b{header}\b", output)
 
 
 def test_random_images_are_marked_in_each_text(reading: Reading):
