@@ -287,9 +287,9 @@ def check_runs(
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"its settings are not those of a mixerbench run ({error!r:.100})"
         if problem is None and rows is not None:
-            shown = rows.select([Prediction.IMAGE, Prediction.TARGET]).sort_by(Prediction.IMAGE)
+            shown = rows.select([Prediction.IMAGE, Prediction.TARGET])
             first, expected = images.setdefault(run.protocol_fingerprint, (run, shown))
-            if not shown.equals(expected):
+            if not shown.equals(expected) and not _in_order(shown).equals(_in_order(expected)):
                 problem = (
                     "it was evaluated on other images, or their classes are others, than "
                     f"{first.name} of the same protocol"
@@ -382,6 +382,10 @@ def _prediction_problems(
     # Among six equal classes, of a model that learned nothing, the predicted one may be the sixth.
     if np.any(correct & ~in_top5 & (confidence > 1 / 6 + _TOLERANCE)):
         yield "its predictions have a predicted class that is not among the first five"
+
+
+def _in_order(images: "pa.Table") -> "pa.Table":
+    return images.sort_by(Prediction.IMAGE)
 
 
 def _title(run: Run) -> str:

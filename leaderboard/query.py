@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from leaderboard.cache import Cache
-from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Metric, Tag
+from mixerbench.tracking.keys import LEADERBOARD, MEASUREMENT, SCHEMA_VERSION, Metric, Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -367,6 +367,8 @@ def reading_of(
     runs, measurements, skipped = [], [], Counter[str]()
     for run_id, state in states.items():
         tags, is_measurement = state["tags"], state["tags"].get(Tag.KIND) == MEASUREMENT
+        if tags.get(Tag.KIND) == LEADERBOARD:  # the pages that were published from here
+            continue
         if reason := _reason_to_skip(state, experiments):
             skipped[reason] += 1
         elif is_measurement:

@@ -60,7 +60,8 @@ def write_site(
 
     Args:
         families: what is known of the mixers, by name.
-        mlflow_url: where MLflow's pages are, to link each run; empty: no links.
+        mlflow_url: where MLflow's pages are, to link each run: an address, or ".." from these
+            pages; empty: no links.
 
     ValueError: ``out`` is a folder of something else.
     """
@@ -99,6 +100,7 @@ def single_page(page: Path) -> str:
     nonce = secrets.token_hex(16)
     html = html.replace("script-src 'self' file:;", f"script-src 'nonce-{nonce}';")
     html = re.sub(r'<link rel="stylesheet" href="([\w.-]+)">', style, html)
+    html = re.sub(r'(<a\b[^>]*?) href="[\w.-]+(#[^"]*)?"', r"\1", html)  # to what is not there
     return re.sub(r'<script src="([\w.-]+)"></script>', script, html)
 
 
@@ -117,7 +119,7 @@ class _Writer:
         self.source, self.boards, self.folder = source, boards, folder
         self.skipped, self.families, self.mlflow_url = skipped, families, mlflow_url.rstrip("/")
         self.environment = _environment()
-        self.board_pages = {board.fingerprint: f"board-{_slug(board.fingerprint)}.html"
+        self.board_pages = {board.fingerprint: board_page(board)
                             for board in boards}  # fmt: skip
         used = {entry.mixer for board in boards for entry in board.everyone}
         self.mixer_pages = {
@@ -234,12 +236,17 @@ class _Writer:
 
     def _run_link(self, run: Run) -> str:
         """The run's page in MLflow, or nothing."""
-        if not re.match(r"https?://", self.mlflow_url):
+        if self.mlflow_url != ".." and not re.match(r"https?://", self.mlflow_url):
             return ""
         ids = (run.experiment_id, run.run_id)
         if not all(re.fullmatch(r"\w+", part) for part in ids):
             return ""
         return f"{self.mlflow_url}/#/experiments/{ids[0]}/runs/{ids[1]}"
+
+
+def board_page(board: Board) -> str:
+    """The name of its page."""
+    return f"board-{_slug(board.fingerprint)}.html"
 
 
 def _slug(text: str) -> str:

@@ -226,8 +226,13 @@ def _compose_one(overrides: list[str]) -> Settings:
 
 
 def _matches(overrides: Sequence[str]) -> list[str]:
-    """What stands after ``match=``."""
-    return [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "match"]
+    """What stands after ``match=``, as Hydra reads it: a sweep escapes the colon."""
+    parser = OverridesParser.create()
+    return [
+        str(parser.parse_override(override).value())
+        for override in overrides
+        if override.partition("=")[0] == "match"
+    ]
 
 
 def _matched(settings: Settings, match: Match | None) -> Settings:

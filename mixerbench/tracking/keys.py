@@ -11,12 +11,15 @@ SCHEMA_VERSION: Final = "1"
 MEASUREMENT: Final = "measurement"
 """The kind of an MLflow run that measures a model and trains none."""
 
+LEADERBOARD: Final = "leaderboard"
+"""The kind of an MLflow run that holds the leaderboard's pages, and of its name."""
+
 
 class Tag:
     """MLflow tags: what a run is, in words that can be filtered."""
 
     SCHEMA: Final = "mixerbench.schema"
-    KIND: Final = "mixerbench.kind"  # MEASUREMENT, or absent: a training run
+    KIND: Final = "mixerbench.kind"  # MEASUREMENT, LEADERBOARD, or absent: a training run
     SESSION: Final = "mixerbench.session"  # of the measurements that were made in one run, in turn
     PROTOCOL: Final = "mixerbench.protocol"  # name: digits
     PROTOCOL_FINGERPRINT: Final = "mixerbench.protocol.fingerprint"  # 16 hex digits
@@ -106,6 +109,8 @@ class Artifact:
     PLUGINS: Final = "plugins"
     NON_FINITE: Final = "non_finite.json"  # the micro-batch whose loss was no number
     CORRUPT: Final = "corrupt_images.txt"  # files that could not be read, and why
+    PAGE: Final = "leaderboard.html"  # of a run of the kind LEADERBOARD: a board in one file
+    SITE: Final = "site"  # all its pages
 
 
 class Prediction:

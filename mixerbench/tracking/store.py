@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerbench.errors import UserError
-from mixerbench.tracking.views import experiment_tags
+from mixerbench.tracking.views import missing_tags
 
 _SQLITE = "sqlite:///"
 _SCHEMES = ("postgresql", "mysql", "mssql", "databricks")
@@ -110,7 +110,7 @@ class Store:
             self.client = MlflowClient(uri)
 
     def experiment(self, name: str, protocol: str, description: str) -> str:
-        """The id of the experiment ``name``, made and described where it is new."""
+        """The id of the experiment ``name``, made and described where it is new or outdated."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
@@ -130,9 +130,8 @@ class Store:
         identifier = str(found.experiment_id)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(identifier)
-        if "mlflow.note.content" not in found.tags:
-            for key, value in experiment_tags(protocol, description, identifier).items():
-                self.client.set_experiment_tag(identifier, key, value)
+        for key, value in missing_tags(found.tags, protocol, description, identifier).items():
+            self.client.set_experiment_tag(identifier, key, value)
         return identifier
 
 

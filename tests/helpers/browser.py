@@ -1,5 +1,7 @@
 """A headless Chromium that says what it asked of the network."""
 
+import atexit
+import functools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,24 +33,32 @@ def open_browser(**options: Any) -> Iterator[Browser]:
 
     Skips the test where there is no playwright or no Chromium.
     """
+    options = {"viewport": {"width": 1500, "height": 1000}, **options}
+    browser = Browser(_chromium().new_context(**options))
+    browser.context.route("**/*", lambda route: _let_through(browser, route))
+    browser.context.on("weberror", lambda one: browser.errors.append(str(one.error)))
+    browser.context.on("console", lambda one: _note_error(browser, one))
+    try:
+        yield browser
+    finally:
+        browser.context.close()
+
+
+@functools.cache
+def _chromium() -> Any:
+    """One process for all tests, until this one ends: playwright wants no second driver."""
     import pytest
 
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    path = shutil.which("chromium")
+    if path is None:
         pytest.skip("no chromium here")
-    with playwright.sync_playwright() as driver:
-        # Its own sandbox needs rights that containers lack.
-        process = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            options = {"viewport": {"width": 1500, "height": 1000}, **options}
-            browser = Browser(process.new_context(**options))
-            browser.context.route("**/*", lambda route: _let_through(browser, route))
-            browser.context.on("weberror", lambda one: browser.errors.append(str(one.error)))
-            browser.context.on("console", lambda one: _note_error(browser, one))
-            yield browser
-        finally:
-            process.close()
+    driver = playwright.sync_playwright().start()
+    # Its own sandbox needs rights that containers lack.
+    process = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    atexit.register(driver.stop)
+    atexit.register(process.close)
+    return process
 
 
 def _let_through(browser: Browser, route: Any) -> None:

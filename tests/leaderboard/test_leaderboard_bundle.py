@@ -401,6 +401,11 @@ def test_predictions_that_do_not_fit_are_refused(reason: str, shared: Shared, tm
         assert reason in str(error.value)
 
 
+def test_the_order_of_the_images_may_differ(shared: Shared, tmp_path: Path):
+    folder = _falsify(shared, tmp_path / "turned", lambda t: t.take(list(range(len(t)))[::-1]))
+    assert len(Bundle(folder).read().runs) == 3
+
+
 def test_probabilities_that_are_no_numbers_are_refused(shared: Shared, tmp_path: Path):
     def change(table: pa.Table) -> pa.Table:
         return _replaced(table, Prediction.CONFIDENCE, [float("nan")] * len(table))

@@ -366,7 +366,7 @@
       byId("empty").hidden = entries.length >= 2;
       if (entries.length < 2) return;
       const range = (e, c) => e.ranges[c.name] ? ` (${e.ranges[c.name]})` : "";
-      table("numbers", ["", ...entries.map((e) => e.label)], [
+      table("numbers", ["figure", ...entries.map((e) => e.label)], [
         ["rank", ...entries.map((e) => e.ranks)],
         ...data.columns.filter((c) => c.name !== "rank" && !c.name.startsWith("top1_"))
           .map((c) => [c.header, ...entries.map((e) => e.texts[c.name] + range(e, c))]),
@@ -405,9 +405,9 @@
       remembered("curve-x", show);
       show();
     }
-    const own = { name: "", color: SHADES[0] };
+    const own = { name: "all seeds", color: SHADES[0] };
     if (reliability) drawReliability([{ ...own, ...reliability }]);
-    if (classes) drawClasses([{ ...own, name: "right (%)", classes }]);
+    if (classes) drawClasses([{ ...own, classes }]);
     if (confusion) {
       const names = confusion.map((_, i) => String(i));
       draw("confusion-plot", () => [[{
@@ -444,6 +444,34 @@
       return [traces, layout];
     });
   }
+
+  // --- newer results, beside MLflow -------------------------------------------------------------
+
+  /** `mixerbench leaderboard serve` writes the pages anew: this one then loads again, with its view
+   * in the address. At once if nobody touches it, else when its reader says so. */
+  async function follow() {
+    const version = async () => {
+      const answer = await fetch("status", { cache: "no-store" });
+      return answer.ok ? (await answer.json()).version : "";
+    };
+    const shown = await version().catch(() => "");
+    if (!shown) return; // a server of files only
+    let touched = Date.now();
+    ["pointermove", "pointerdown", "keydown", "wheel", "touchmove"].forEach((kind) =>
+      addEventListener(kind, () => { touched = Date.now(); }, { passive: true }));
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", id: "newer", hidden: true, textContent: "Show newer results" });
+    button.addEventListener("click", () => location.reload());
+    document.body.append(button);
+    setInterval(async () => {
+      if (document.hidden) return; // the server need not work for a page that nobody sees
+      const newest = await version().catch(() => "");
+      if (!newest || newest === shown) return;
+      button.hidden = false;
+      if (Date.now() - touched > 20000) location.reload();
+    }, 5000);
+  }
+  if (/^https?:$/.test(location.protocol)) addEventListener("DOMContentLoaded", follow);
 
   addEventListener("DOMContentLoaded", () => ({ board, compare, entry, mixer })[document.body.dataset.page]?.());
 })();

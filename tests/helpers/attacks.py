@@ -1,0 +1,26 @@
+"""What somebody may call a run, to do harm where the name is shown."""
+
+ATTACKS = (
+    "<script>window.pwned=1</script>",
+    "</script><script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    '"><svg onload=window.pwned=1>',
+    "' onmouseover='window.pwned=1",
+    "javascript:window.pwned=1",
+    "{{7*7}}{% raw %}${window.pwned=1}`${window.pwned=1}`",
+    "<a href='javascript:window.pwned=1'>click</a><b>bold</b><br>",
+    "]]>--><!--<iframe srcdoc='<script>parent.pwned=1</script>'>",
+    "\\u003cscript\\u003ewindow.pwned=1\\u003c/script\\u003e",
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "@SUM(1+1)*cmd|' /C calc'!A0",
+    "[link](javascript:window.pwned=1) ![x](http://evil.example/x.png) `code` **bold** | cell",
+    "http://evil.example/track.png",
+    "name\nwith\nlines\tand\ttabs\r",
+    "\x1b[31mred\x07\x00",
+    "\u202egnp.exe\u2066 \u200b\ufeff\u2028line",
+    "A" * 3000,
+    "\U0001f600" * 50,
+    "../../../../etc/passwd",
+    "CON.html",
+)
