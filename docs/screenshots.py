@@ -35,7 +35,7 @@ def take(site: Path, folder: Path) -> list[Path]:
         ):
             context = browser.new_context(viewport=size, color_scheme=scheme)
             page = context.new_page()
-            page.on("pageerror", lambda error: print(f"error on {page.url}: {error}"))
+            page.on("pageerror", lambda error: print(f"error on a page: {error}"))
             for kind, pattern in kinds.items():
                 file = next(iter(sorted(site.glob(pattern))), None)
                 if file is None:

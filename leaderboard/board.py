@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
+from leaderboard.bundle import PLACES
 from leaderboard.query import Measurement, Run, Source
 from leaderboard.statistics import Interval
 from mixerbench.tracking.keys import Metric
@@ -202,7 +203,7 @@ class Board:
 
     protocol: str
     fingerprint: str
-    fields: Mapping[str, str]
+    fields: Mapping[str, str]  # of the newest run, without what names files of its machine
     synthetic: bool
     entries: tuple[Entry, ...]  # those shown
     everyone: tuple[Entry, ...]  # those and what a filter left out
@@ -389,7 +390,7 @@ def _board(runs: list[Run], measurements: Mapping[tuple[str, str], Sequence[Meas
     return Board(
         protocol=last.protocol_name,
         fingerprint=last.protocol_fingerprint,
-        fields=last.protocol,
+        fields={k: value for k, value in last.protocol.items() if k not in PLACES},
         synthetic=any(run.synthetic for run in runs),
         entries=everyone,
         everyone=everyone,
