@@ -1,7 +1,6 @@
 """From runs to boards: one per protocol fingerprint, never mixed; spread over seeds."""
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,14 +12,13 @@ from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
 from leaderboard.bundle import PLACES
 from leaderboard.query import Measurement, Run, Source
 from leaderboard.statistics import Interval
+from mixerbench.config.match import TOLERANCE, read_target
 from mixerbench.tracking.keys import Metric
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FILTERS = ("mixer", "size", "backbone", "stem", "protocol", "params", "flops")
-EQUAL_COST = 0.01  # what `params=22M` and `flops=4.6G` take for equal, and `match=` lands within
-_SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 class Column(NamedTuple):
@@ -538,11 +536,14 @@ def _fits(field: str, value: str, board: Board, entry: Entry) -> bool:
     if field == "protocol" and value and board.fingerprint.startswith(value):
         return True
     if field in _COSTS:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", value)
-        if not found:
-            raise ValueError(f"cannot filter by {field}={value}: give a number such as 22M or 4.6G")
-        wanted, cost = float(found[1]) * _SUFFIXES[found[2]], _cost(field, entry)
-        return cost is not None and abs(cost - wanted) <= EQUAL_COST * wanted
+        try:
+            target = read_target(f"{field}:{value}")
+        except ValueError:
+            given = f"{field}={value}"
+            message = f"cannot filter by {given}: give a number such as 22M or 4.6G"
+            raise ValueError(message) from None
+        cost = _cost(field, entry)
+        return cost is not None and abs(cost - target.value) <= TOLERANCE * target.value
     return value in _words(field, board, entry)
 
 

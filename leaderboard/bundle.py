@@ -69,6 +69,7 @@ _PLACES_OF_THE_COMMAND = (
     *("tracking", "launcher"),
 )
 _A_PATH = re.compile(r"""(^|[\s=,:'"\[{])(~|\.{0,2})/""")
+_PARAMS_LEFT_OUT = (f"{Param.ENVIRONMENT}platform",)  # with a kernel's name, which may be a site's
 _TAGS_LEFT_OUT = (Tag.RUN_DIR, Tag.CONFIG_DRIFT, Tag.IMPORTED)
 
 _RUN_ID = "run_id"
@@ -456,7 +457,8 @@ def _without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults_at_places(params: Mapping[str, str]) -> dict[str, str]:
-    return {key: str(PLACES.get(key, value)) for key, value in params.items()}
+    public = {key: value for key, value in params.items() if key not in _PARAMS_LEFT_OUT}
+    return {key: str(PLACES.get(key, value)) for key, value in public.items()}
 
 
 def _public_tags(run: Run, plugins: Sequence[str]) -> dict[str, str]:

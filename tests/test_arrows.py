@@ -65,7 +65,7 @@ def test_mixers_know_torch_timm_layers_and_the_standard_library_only() -> None:
 
 
 def test_models_know_mixers_and_plain_data_of_config_only() -> None:
-    plain = ("sizes", "presets", "schema")
+    plain = ("sizes", "presets", "schema", "match")
     allowed = ("mixers", "mixerbench.models", *(f"mixerbench.config.{name}" for name in plain))
     for module in _modules("mixerbench.models"):
         for name, node in _imports(module):
@@ -91,9 +91,10 @@ def test_mlflow_is_imported_in_tracking_and_in_the_leaderboard_only() -> None:
     assert _offenders(rest, ("mlflow",)) == []
 
 
-def test_the_leaderboard_knows_the_names_of_logged_keys_and_how_settings_are_hashed() -> None:
-    # The hash of a bundle's settings must be that of the training, not a copy of it.
-    allowed = ("mixerbench.tracking.keys", "mixerbench.config.schema")
+def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config() -> None:
+    # The hash of a bundle's settings, and what counts as equal cost, must not be copies.
+    plain = ("mixerbench.config.schema", "mixerbench.config.match")
+    allowed = ("mixerbench.tracking.keys", *plain)
     for module in _modules("leaderboard"):
         for name, node in _imports(module):
             if _within(name, ("mixerbench", "mixers")):

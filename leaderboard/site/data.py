@@ -48,9 +48,10 @@ class Details:
 def script(content: Any) -> str:
     """JSON that stays data wherever it stands in HTML or JavaScript."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    unsafe = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
-              "\u2029": "\\u2029"}  # fmt: skip
-    return text.translate(str.maketrans(unsafe))
+    return text.translate(_ESCAPES)
+
+
+_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 def name(text: str) -> str:

@@ -45,7 +45,7 @@ def serve(uri: str | None, host: str, port: int, refresh_seconds: float) -> None
     names = host_names(host)
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "mixerbench"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", ",".join(allowed_hosts(names, port))]
+    command += ["--allowed-hosts", ",".join(allowed_hosts(names or [host], port))]
     if names:
         command += ["--cors-allowed-origins", ",".join(allowed_origins(names, port))]
     folder = _folder(uri)

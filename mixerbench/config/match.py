@@ -8,6 +8,9 @@ from decimal import Decimal
 from mixerbench.config.schema import Settings
 from mixerbench.config.sizes import Size
 
+TOLERANCE = 0.01
+"""How far a cost may be from what it is to be, as a share of that."""
+
 _TARGET = re.compile(r"(params|flops):(\d+(?:\.\d+)?)([kKMG]?)")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 

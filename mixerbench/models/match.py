@@ -10,10 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mixerbench.config.match import TOLERANCE
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
-
-TOLERANCE = 0.01
-"""How far the cost may be from what it is to be, as a share of that."""
 
 _ROUNDINGS = tuple((multiple, even) for even in (True, False) for multiple in (8, 4, 2))
 """What widths are multiples of, and must the channels of a head be even? GPUs like 8 and even."""

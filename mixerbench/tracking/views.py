@@ -102,8 +102,9 @@ def missing_tags(
     if tags.get(VERSION_TAG) == VERSION:
         return {}
     new, note = experiment_tags(protocol_name, description, experiment_id), tags.get(_NOTE, "")
-    is_ours = NOTE_TAG in tags and _digest(note) == tags[NOTE_TAG]
-    if note and not is_ours and not note.startswith(_VERSION_1):
+    digest = tags.get(NOTE_TAG)
+    is_ours = note.startswith(_VERSION_1) if digest is None else _digest(note) == digest
+    if note and not is_ours:
         if VIEW_TAG + LEADERBOARD not in tags:
             return {}  # it is something else, such as the measurements
         return {key: value for key, value in new.items() if key not in (_NOTE, NOTE_TAG)}
