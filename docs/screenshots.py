@@ -1,6 +1,6 @@
 """Pictures of a site's main pages, to be looked at: ``python docs/screenshots.py SITE FOLDER``.
 
-Needs Playwright and a Chromium: the one of $CHROMIUM, else the first of the usual names.
+The README's is FOLDER/board-top.png of the published board, as docs/leaderboard.png. Needs Playwright and a Chromium: the one of $CHROMIUM, else the first of the usual names.
 """
 
 import os
@@ -47,6 +47,10 @@ def take(site: Path, folder: Path) -> list[Path]:
                 page.wait_for_timeout(700)  # plots that animate
                 taken.append(folder / f"{kind}-{name}.png")
                 page.screenshot(path=taken[-1], full_page=True)
+                if (kind, name) == ("board", "light"):
+                    page.set_viewport_size({"width": WIDE["width"], "height": 1185})
+                    page.wait_for_timeout(700)
+                    page.screenshot(path=folder / "board-top.png")
             context.close()
         browser.close()
     return taken

@@ -76,10 +76,13 @@ def leaderboard_text(
     filters: Sequence[str] = (),
     sort: str = "top1",
     hardware: str = "",
+    refresh: bool = False,
     width: int | None = None,
     color: bool = False,
 ) -> str:
-    """What ``mixerbench leaderboard`` prints; the arguments are those of `boards` and `render`.
+    """What ``mixerbench leaderboard`` prints.
+
+    The arguments are those of `open_source`, `boards` and `render`.
 
     ValueError: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
     """
@@ -87,7 +90,7 @@ def leaderboard_text(
 
     render.check_format(format)  # before the seconds that reading takes
     board.check_sort(sort)
-    source = query.open_source(tracking_uri)
+    source = query.open_source(tracking_uri, refresh=refresh)
     reading = source.read()
     shown = board.boards(
         *(reading.runs, reading.measurements),

@@ -470,10 +470,6 @@ examples:
 
     place = _place(options.uri)
     with as_user_errors():
-        if options.refresh:
-            from leaderboard.cache import Cache
-
-            Cache(place).clear()
         if options.explain:
             print(explain_text(place, *options.explain))
             return
@@ -483,6 +479,7 @@ examples:
             filters=options.settings,
             sort=options.sort or "top1",
             hardware=options.hardware,
+            refresh=options.refresh,
             width=shutil.get_terminal_size((120, 24)).columns,
             color=sys.stdout.isatty(),
         )

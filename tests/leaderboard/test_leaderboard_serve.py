@@ -87,7 +87,10 @@ class Server:
         return [main, *main.children(recursive=True)]
 
     def stop(self) -> None:
-        if self.process.poll() is None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
@@ -252,6 +255,7 @@ def test_an_open_page_follows_the_results_and_keeps_its_view(
     page.locator("#newer").wait_for(timeout=120_000)
     page.evaluate("Date.now = () => 1e15")  # and left it long ago
     page.get_by_role("link", name="fourier_micro_patch").first.wait_for()
+    page.locator("#pareto-plot .scatterlayer").wait_for()
     assert "pareto-x=images_per_second" in page.url
     assert page.locator("#pareto-x").input_value() == "images_per_second"
     page.close()
