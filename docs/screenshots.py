@@ -1,6 +1,7 @@
 """Pictures of a site's main pages, to be looked at: ``python docs/screenshots.py SITE FOLDER``.
 
-The README's is FOLDER/board-top.png of the published board, as docs/leaderboard.png. Needs Playwright and a Chromium: the one of $CHROMIUM, else the first of the usual names.
+The README's is FOLDER/board-top.png of the published board, as docs/leaderboard.png.
+Needs Playwright and a Chromium: that of $CHROMIUM, else the first of the usual names.
 """
 
 import os

@@ -159,6 +159,20 @@ def create_app() -> Any:
     return app
 
 
+def make_administrator() -> None:
+    """MLflow's first user, as ``mlflow server --app-name basic-auth`` makes it before it starts.
+
+    ValueError: there is none yet, and MLflow has no good password for it.
+    """
+    from mlflow import MlflowException
+    from mlflow.server import auth
+
+    try:
+        auth.bootstrap_admin_user()
+    except MlflowException as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+
+
 def _add_routes(app: "Flask", refresher: Refresher) -> None:
     from flask import Response, abort, jsonify, redirect, send_from_directory
 

@@ -87,9 +87,10 @@ class _Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument(
-            "settings", nargs=settings, metavar="SETTING=VALUE", help=argparse.SUPPRESS
-        )
+        if settings:
+            self.add_argument(
+                "settings", nargs=settings, metavar="SETTING=VALUE", help=argparse.SUPPRESS
+            )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See '{self.prog} --help'.")

@@ -94,8 +94,8 @@ def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
     counts = {"runs": 0, "measurements": 0, "already_there": 0}
     try:
         store = Store(tracking_uri, _TIMEOUT_SECONDS)
-        if reading.measurements and store.client.get_experiment_by_name(EXPERIMENT) is None:
-            store.client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": DESCRIPTION})
+        if reading.measurements:
+            store.plain_experiment(EXPERIMENT, DESCRIPTION)
         experiments = _experiments(store)
         for kind, ones in (("runs", reading.runs), ("measurements", reading.measurements)):
             for one in ones:

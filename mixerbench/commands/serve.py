@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from leaderboard.server import AUTHENTICATION, PREFIX, REFRESH_SECONDS, STORE
-from mixerbench.errors import UserError, first_line
+from leaderboard.server import (
+    AUTHENTICATION,
+    PREFIX,
+    REFRESH_SECONDS,
+    STORE,
+    make_administrator,
+)
+from mixerbench.errors import UserError
 from mixerbench.tracking.store import check_reachable, resolve_uri
 
 KEY: Final = "MLFLOW_FLASK_SERVER_SECRET_KEY"
@@ -164,16 +170,13 @@ def _check_authentication() -> None:
     """UserError: MLflow could not ask others for a password."""
     others = "to let others in, MLflow asks them for a password, and"
     if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError(f"{others} needs a package for it: pip install 'mixerbench[serve]'.")
+        raise UserError(f"{others} needs a package for it: pip install 'mlflow[auth]'.")
     if not os.environ.get(KEY):
         raise UserError(f"{others} needs a secret of its own: export {KEY}=$(openssl rand -hex 32)")
-    from mlflow import MlflowException
-    from mlflow.server import auth
-
-    try:  # as `mlflow server --app-name basic-auth` does before it starts
-        auth.bootstrap_admin_user()
-    except MlflowException as error:
+    try:
+        make_administrator()
+    except ValueError as error:
         raise UserError(
             f"{others} needs an administrator: export {PASSWORD}=... of 12 characters or more, "
-            f"for the first start. MLflow says: {first_line(error)}"
+            f"for the first start. MLflow says: {error}"
         ) from None

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -83,15 +82,11 @@ def record(
     Raises:
         Exception: whatever MLflow raises.
     """
-    from mlflow import MlflowException
     from mlflow.entities import Metric as MlflowMetric
     from mlflow.entities import Param, RunTag
 
     client = store.client
-    # Made here for a description of its own; where its artifacts would lie does not matter.
-    with suppress(MlflowException):  # it is there already
-        client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": DESCRIPTION})
-    experiment = store.experiment(EXPERIMENT, EXPERIMENT, DESCRIPTION)
+    experiment = store.plain_experiment(EXPERIMENT, DESCRIPTION)
     written = []
     for run_id, one in measures.items():
         trained = client.get_run(run_id).data.tags

@@ -6,11 +6,12 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixerbench.errors import UserError
-from mixerbench.tracking.views import missing_tags
+from mixerbench.tracking.views import NOTE, missing_tags
 
 _SQLITE = "sqlite:///"
 _SCHEMES = ("postgresql", "mysql", "mssql", "databricks")
@@ -111,6 +112,19 @@ class Store:
 
     def experiment(self, name: str, protocol: str, description: str) -> str:
         """The id of the experiment ``name``, made and described where it is new or outdated."""
+        identifier, tags = self._find_or_make(name)
+        for key, value in missing_tags(tags, protocol, description, identifier).items():
+            self.client.set_experiment_tag(identifier, key, value)
+        return identifier
+
+    def plain_experiment(self, name: str, note: str) -> str:
+        """The id of an experiment that holds no training runs; ``note`` describes it."""
+        identifier, tags = self._find_or_make(name)
+        if NOTE not in tags:
+            self.client.set_experiment_tag(identifier, NOTE, note)
+        return identifier
+
+    def _find_or_make(self, name: str) -> tuple[str, Mapping[str, str]]:
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
@@ -130,9 +144,7 @@ class Store:
         identifier = str(found.experiment_id)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(identifier)
-        for key, value in missing_tags(found.tags, protocol, description, identifier).items():
-            self.client.set_experiment_tag(identifier, key, value)
-        return identifier
+        return identifier, found.tags
 
 
 def _make(path: Path) -> None:

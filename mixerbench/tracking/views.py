@@ -58,7 +58,7 @@ _CREATED_MS: Final = {
 VERSION: Final = "2"
 VERSION_TAG: Final = "mixerbench.views"
 NOTE_TAG: Final = "mixerbench.note"  # digest of the description: another one was written by hand
-_NOTE: Final = "mlflow.note.content"
+NOTE: Final = "mlflow.note.content"
 _VERSION_1: Final = "**[Leaderboard](#/experiments/"  # how its descriptions begin; it had no digest
 _PAGE: Final = re.compile(r"The page: .*$", re.MULTILINE)
 
@@ -91,7 +91,7 @@ def experiment_tags(protocol_name: str, description: str, experiment_id: str) ->
     """Tags for ``MlflowClient.set_experiment_tag``: setting them again changes nothing."""
     note = _note(protocol_name, description, experiment_id)
     return {
-        _NOTE: note,
+        NOTE: note,
         NOTE_TAG: _digest(note),
         # Ignored by the pages of 3.17.2, which ask the browser instead: see view_link.
         "mlflow.experimentKind": "custom_model_development",
@@ -109,13 +109,13 @@ def missing_tags(
     """
     if tags.get(VERSION_TAG) == VERSION:
         return {}
-    new, note = experiment_tags(protocol_name, description, experiment_id), tags.get(_NOTE, "")
+    new, note = experiment_tags(protocol_name, description, experiment_id), tags.get(NOTE, "")
     digest = tags.get(NOTE_TAG)
     is_ours = note.startswith(_VERSION_1) if digest is None else _digest(note) == digest
     if note and not is_ours:
         if VIEW_TAG + LEADERBOARD not in tags:
             return {}  # it is something else, such as the measurements
-        return {key: value for key, value in new.items() if key not in (_NOTE, NOTE_TAG)}
+        return {key: value for key, value in new.items() if key not in (NOTE, NOTE_TAG)}
     if page := _PAGE.search(note):
         new |= _with_page_line(new, page[0])
     return new
@@ -128,14 +128,14 @@ def page_tags(tags: Mapping[str, str], experiment_id: str, run_id: str) -> dict[
 
 
 def _with_page_line(tags: Mapping[str, str], line: str) -> dict[str, str]:
-    note = tags.get(_NOTE, "")
+    note = tags.get(NOTE, "")
     changed = (
         _PAGE.sub(lambda _: line, note, count=1)
         if _PAGE.search(note)
         else f"{note.rstrip()}\n\n{line}\n".lstrip()
     )
     is_ours = tags.get(NOTE_TAG) == _digest(note)
-    return {_NOTE: changed} | ({NOTE_TAG: _digest(changed)} if is_ours else {})
+    return {NOTE: changed} | ({NOTE_TAG: _digest(changed)} if is_ours else {})
 
 
 def _digest(text: str) -> str:

@@ -28,6 +28,7 @@ from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Ta
 from mixerbench.tracking.measurements import measured
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
+from mixerbench.tracking.views import NOTE
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import complete, identity_of, open_folder
 from mixerbench.training.group import ALONE, Group
@@ -258,7 +259,7 @@ def _describe(
         Tag.PROCESSES: str(group.size),
         Tag.COMMAND: provenance.command(settings),
         Tag.RUN_DIR: str(folder),
-        "mlflow.note.content": _note(settings),
+        NOTE: _note(settings),
     }
     git = provenance.git_state()
     if git is not None:

@@ -34,6 +34,9 @@ class Store:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.client = MlflowClient(tracking_uri=uri)
         self.experiments: dict[str, str] = {}
+        sqlite = uri.startswith("sqlite:///")  # which would put artifacts below this process
+        path = Path(uri.removeprefix("sqlite:///"))
+        self.artifacts = path.with_name("artifacts").as_uri() if sqlite else None
         self.clock = 1_700_000_000_000
 
     def log(
@@ -54,7 +57,9 @@ class Store:
         from mlflow.entities import Param, RunTag
 
         if experiment not in self.experiments:
-            self.experiments[experiment] = self.client.create_experiment(experiment)
+            self.experiments[experiment] = self.client.create_experiment(
+                experiment, artifact_location=self.artifacts
+            )
         all_tags = {
             Tag.SCHEMA: SCHEMA_VERSION,
             Tag.PROTOCOL: "digits",

@@ -112,7 +112,7 @@ def test_closing_sends_the_rest(
     sent = Upload(folder, Tracking())
     assert sent.is_complete()
     run = MlflowClient(sqlite_uri).get_run(sent.run_id)
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 1.5})
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 1.5)
 
 
 class _Flaky(Upload):
