@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
 from leaderboard.bundle import PLACES
+from leaderboard.pareto import front
 from leaderboard.query import Measurement, Run, Source
 from leaderboard.statistics import Interval
 from mixerbench.config.match import TOLERANCE, read_target
@@ -247,6 +248,18 @@ class Board:
         if superseded := sum(entry.superseded for entry in self.entries):
             notes.append(f"runs superseded by a newer one of the same model and seed: {superseded}")
         return tuple(notes)
+
+    def front(self, cost: str, gain: str = "top1") -> tuple[Entry, ...]:
+        """The entries shown that no other beats in both columns, the best cost first.
+
+        ValueError: no such column.
+        """
+        columns = [check_sort(cost), check_sort(gain)]
+        rows = [[entry.value(column) for column in columns] for entry in self.entries]
+        places = [i for i, row in enumerate(rows) if all(isinstance(v, int | float) for v in row)]
+        signs = (-1 if columns[0].high_first else 1, 1 if columns[1].high_first else -1)
+        points = [(signs[0] * float(rows[i][0]), signs[1] * float(rows[i][1])) for i in places]  # type: ignore[arg-type]
+        return tuple(self.entries[places[i]] for i in front(points))
 
     def frame(self) -> "DataFrame":
         """A row for each entry, indexed by label, columns by their names in `COLUMNS`."""

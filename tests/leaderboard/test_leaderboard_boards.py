@@ -224,3 +224,12 @@ def test_random_images_come_last_and_are_marked(reading: Reading):
     assert fake.fingerprint == RANDOM
     assert "random images: accuracy means nothing" in fake.title
     assert not any("random images" in b.title for b in real)
+
+
+def test_the_front_is_of_any_two_columns_and_leaves_out_what_was_not_measured(reading: Reading):
+    shown = board(reading.runs)
+    # shift costs 10 parameters for 65 %, attention 1000 for 80 %: nobody else is on the front.
+    assert [e.mixer for e in shown.front("parameters")] == ["shift", "attention"]
+    assert [e.mixer for e in shown.front("images_per_second")] == ["fourier"]
+    with pytest.raises(ValueError, match="did you mean parameters"):
+        shown.front("parameter")

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from browser import open_browser
 
+import leaderboard
 from mixerbench.commands import serve as command
 from mixerbench.commands.publish import publish
 from mixerbench.errors import UserError
@@ -150,6 +151,13 @@ def test_the_pages_stand_beside_mlflow(server: Server) -> None:
     for name, kind in kinds.items():
         assert kind in server.get(f"/mixerbench/{name}")[1]["Content-Type"]
     assert server.get("/mixerbench")[1]["Location"].endswith("mixerbench/")
+
+
+@slow
+def test_a_board_read_from_the_server_is_that_of_its_store(server: Server, own: Any) -> None:
+    (ours,), (servers,) = (leaderboard.read_boards(uri) for uri in (own.uri, server.uri[:-1]))
+    shown = [leaderboard.render.json([board]) for board in (ours, servers)]
+    assert shown[0] == shown[1]
 
 
 @slow

@@ -92,8 +92,10 @@
 
   /** A beside B, whichever stands first in the data. */
   function comparison(data, a, b) {
-    const [i, j] = [data.entries.indexOf(a), data.entries.indexOf(b)];
-    const row = data.comparisons.find((one) => one[0] === Math.min(i, j) && one[1] === Math.max(i, j));
+    data.places ??= new Map(data.entries.map((entry, place) => [entry, place]));
+    data.pairs ??= new Map(data.comparisons.map((row) => [`${row[0]} ${row[1]}`, row]));
+    const [i, j] = [data.places.get(a), data.places.get(b)];
+    const row = data.pairs.get(`${Math.min(i, j)} ${Math.max(i, j)}`);
     if (!row) return null;
     const [, , difference, low, high, pImages, pSeeds, p, onlyA, onlyB, agreement, kappa, differ] = row;
     const common = { pImages, pSeeds, p, agreement, kappa, differ };
