@@ -27,8 +27,8 @@ def write_ours(folder: Path, entries: int) -> tuple[Path, dict[str, Any]]:
     from made_stores import MadeStore, fill
 
     from leaderboard.board import boards
-    from leaderboard.query import Store
     from leaderboard.site import board_page, write_site
+    from leaderboard.store import Store
 
     store = MadeStore(folder)
     fill(store, entries=entries, seeds=1)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leaderboard import explain, render
     from leaderboard.board import Board, Column, Entry, boards
-    from leaderboard.query import Measurement, Reading, Run, Source, open_source, read_runs
+    from leaderboard.runs import Measurement, Reading, Run
+    from leaderboard.source import Source, open_source, read_runs
 
 _PLACES = {
     "explain": "leaderboard.explain",
@@ -25,12 +26,12 @@ _PLACES = {
     "Board": "leaderboard.board.Board",
     "Column": "leaderboard.board.Column",
     "Entry": "leaderboard.board.Entry",
-    "open_source": "leaderboard.query.open_source",
-    "read_runs": "leaderboard.query.read_runs",
-    "Measurement": "leaderboard.query.Measurement",
-    "Reading": "leaderboard.query.Reading",
-    "Run": "leaderboard.query.Run",
-    "Source": "leaderboard.query.Source",
+    "open_source": "leaderboard.source.open_source",
+    "read_runs": "leaderboard.source.read_runs",
+    "Measurement": "leaderboard.runs.Measurement",
+    "Reading": "leaderboard.runs.Reading",
+    "Run": "leaderboard.runs.Run",
+    "Source": "leaderboard.source.Source",
 }
 
 __all__ = [
@@ -62,7 +63,7 @@ def read_boards(place: str, **arguments: Any) -> "tuple[Board, ...]":
     ValueError: nothing to read there; unknown filter, column or hardware.
     """
     from leaderboard.board import boards
-    from leaderboard.query import open_source
+    from leaderboard.source import open_source
 
     source = open_source(place)
     reading = source.read()
@@ -86,11 +87,12 @@ def leaderboard_text(
 
     ValueError: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
     """
-    from leaderboard import board, query, render
+    from leaderboard import board, render
+    from leaderboard import source as sources
 
     render.check_format(format)  # before the seconds that reading takes
     board.check_sort(sort)
-    source = query.open_source(tracking_uri, refresh=refresh)
+    source = sources.open_source(tracking_uri, refresh=refresh)
     reading = source.read()
     shown = board.boards(
         *(reading.runs, reading.measurements),
@@ -107,9 +109,9 @@ def explain_text(tracking_uri: str, a: str, b: str) -> str:
 
     ValueError: A or B is unknown or ambiguous; nothing to read at ``tracking_uri``.
     """
-    from leaderboard import explain, query
+    from leaderboard import explain, source
 
-    return explain.explain(query.read_runs(tracking_uri).runs, a, b).text()
+    return explain.explain(source.read_runs(tracking_uri).runs, a, b).text()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboard import statistics
 from leaderboard.predictions import Predictions, read_predictions
-from leaderboard.query import Run, Source
+from leaderboard.runs import Run
+from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.tracking.keys import Metric
 

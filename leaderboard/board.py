@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
 from leaderboard.bundle import PLACES
 from leaderboard.pareto import front
-from leaderboard.query import Measurement, Run, Source
+from leaderboard.runs import Measurement, Run
+from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.config.match import TOLERANCE, read_target
 from mixerbench.tracking.keys import Metric

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.cache import Cache
-from leaderboard.query import (
+from leaderboard.runs import (
     CURVE_POINTS,
     CURVES,
     INFINITY,
@@ -38,12 +38,12 @@ from leaderboard.query import (
     Measurement,
     Reading,
     Run,
-    Source,
     digest_of,
     in_order,
     reading_of,
     skipped_line,
 )
+from leaderboard.source import Source
 from mixerbench.config.schema import Run as RunSettings
 from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Prediction, Tag

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from leaderboard.board import nearest, newest
-from leaderboard.query import Run
 from leaderboard.render import plain
+from leaderboard.runs import Run
 
 
 class Difference(NamedTuple):

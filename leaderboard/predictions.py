@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaderboard.query import Run, Source
+from leaderboard.runs import Run
+from leaderboard.source import Source
 from mixerbench.tracking.keys import Artifact, Prediction
 
 if TYPE_CHECKING:

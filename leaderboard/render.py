@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from leaderboard.board import COLUMNS, MEASURED, Board, Column, Entry, nearest
-from leaderboard.query import skipped_line
+from leaderboard.runs import skipped_line
 
 if TYPE_CHECKING:
     from rich.table import Table

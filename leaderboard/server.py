@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from leaderboard.query import open_source, without_password
+from leaderboard.source import open_source
+from leaderboard.store import without_password
 
 if TYPE_CHECKING:
     from flask import Flask, Response

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from leaderboard import render
 from leaderboard.board import COLUMNS, Board, Column, Entry
 from leaderboard.families import Family
-from leaderboard.query import Run, Source
+from leaderboard.runs import Run
 from leaderboard.site import data
+from leaderboard.source import Source
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import Any
 from leaderboard import statistics
 from leaderboard.board import Board, Column, Entry
 from leaderboard.predictions import Predictions, read_predictions
-from leaderboard.query import Curves, Run, Source
 from leaderboard.render import cell, plain
+from leaderboard.runs import Curves, Run
+from leaderboard.source import Source
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
 
 # Told apart by colour-blind readers, and three times as light or dark as both backgrounds.

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from leaderboard.board import boards
 from leaderboard.bundle import Bundle, export, is_bundle
-from leaderboard.query import MEASUREMENT_TAGS, Measurement, Run, open_source
+from leaderboard.runs import MEASUREMENT_TAGS, Measurement, Run
+from leaderboard.source import open_source
 from mixerbench.config.schema import Tracking, fingerprint
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.tracking.journal import FILE_NAME

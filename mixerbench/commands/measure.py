@@ -34,7 +34,7 @@ from mixers.registry import MIXERS
 
 if TYPE_CHECKING:
     from leaderboard.board import Board
-    from leaderboard.query import Run as TrainedRun
+    from leaderboard.runs import Run as TrainedRun
 
 _STORE_TIMEOUT_SECONDS: Final = 10.0
 _EQUAL: Final = 1e-9  # relative: the same sum of whole numbers, divided by 1e9

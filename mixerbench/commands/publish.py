@@ -7,8 +7,8 @@ from typing import Final
 
 from leaderboard.board import Board, boards
 from leaderboard.bundle import is_bundle
-from leaderboard.query import open_source
 from leaderboard.site import board_page, single_page, write_site
+from leaderboard.source import open_source
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.tracking.keys import LEADERBOARD, SCHEMA_VERSION, Artifact, Tag
 from mixerbench.tracking.store import Store, resolve_uri

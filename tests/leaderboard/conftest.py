@@ -9,7 +9,8 @@ import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 
-from leaderboard.query import Reading, read_runs
+from leaderboard.runs import Reading
+from leaderboard.source import read_runs
 from mixerbench.tracking.keys import SCHEMA_VERSION, Metric, Tag
 
 DIGITS = "aaaa000011112222"

@@ -9,7 +9,7 @@ from made_stores import MadeStore, fill, made_predictions
 import leaderboard
 from leaderboard import analysis, statistics
 from leaderboard.board import Board
-from leaderboard.query import Store
+from leaderboard.store import Store
 from mixerbench.tracking.keys import Metric
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from leaderboard.board import COLUMNS, Board, Entry, boards
-from leaderboard.query import Measurement, Reading, Run
+from leaderboard.runs import Measurement, Reading, Run
 from mixerbench.tracking.keys import Metric
 
 DIGITS, LONGER, RANDOM = "aaaa000011112222", "aabb000011112222", "cccc000011112222"

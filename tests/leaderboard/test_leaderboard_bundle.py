@@ -32,7 +32,8 @@ from leaderboard.bundle import (
     _write_json,
     export,
 )
-from leaderboard.query import Run, Source, open_source
+from leaderboard.runs import Run
+from leaderboard.source import Source, open_source
 from mixerbench.commands.bundle import export_bundle, import_bundle, import_bundle_folder
 from mixerbench.config import schema
 from mixerbench.config.compose import compose

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard import query
+from leaderboard import store as stores
 from leaderboard.cache import Cache
-from leaderboard.query import CURVE_POINTS, Reading, open_source, read_runs, thinned
+from leaderboard.runs import CURVE_POINTS, Reading, thinned
+from leaderboard.source import open_source, read_runs
 from mixerbench.tracking.keys import Metric
 
 
@@ -37,7 +38,7 @@ def fresh(empty: Path, tmp_path: Path, store_at):
 def _names(store) -> list[str]:
     """What a reading says, which must be what one without a memory says."""
     reading = read_runs(store.uri)
-    assert _all(reading) == _all(query.Store(store.uri, refresh=True).read())
+    assert _all(reading) == _all(stores.Store(store.uri, refresh=True).read())
     return sorted(run.name for run in reading.runs)
 
 
@@ -158,11 +159,11 @@ def test_another_store_in_the_place_of_the_first_has_none_of_its_runs(fresh, emp
         other.execute("UPDATE experiments SET creation_time = creation_time + 1")
     # In a process of its own: MLflow keeps the file open that is no longer there.
     assert _read_in_a_process(fresh.uri).communicate()[0].split() == ["0", "True"]
-    assert query.Store(fresh.uri).cache.runs() == {}
+    assert stores.Store(fresh.uri).cache.runs() == {}
 
 
 def test_a_store_larger_than_a_page_is_read_whole(fresh, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(query, "PAGE", 3)
+    monkeypatch.setattr(stores, "PAGE", 3)
     for seed in range(8):
         fresh.log("attention", seed=seed)
         if seed in (3, 6):
@@ -191,7 +192,7 @@ def test_two_processes_may_read_at_once(fresh):
 def test_a_damaged_cache_is_begun_anew(fresh, damage: Callable[[Path], object]):
     fresh.log("attention")
     assert len(read_runs(fresh.uri).runs) == 1
-    path = query.Store(fresh.uri).cache.folder / "runs.db"
+    path = stores.Store(fresh.uri).cache.folder / "runs.db"
     damage(path)
     assert len(read_runs(fresh.uri).runs) == 1
     with sqlite3.connect(path) as db:
@@ -235,7 +236,7 @@ def test_a_cache_that_stops_taking_anything_is_left_for_a_temporary_one(
 def test_a_cache_of_another_format_is_begun_anew(fresh):
     fresh.log("attention")
     read_runs(fresh.uri)
-    with sqlite3.connect(query.Store(fresh.uri).cache.folder / "runs.db") as db:
+    with sqlite3.connect(stores.Store(fresh.uri).cache.folder / "runs.db") as db:
         db.execute("UPDATE facts SET value = '0' WHERE name = 'format'")
         db.execute("UPDATE runs SET state = ?", (json.dumps({"of": "old"}),))
     assert len(read_runs(fresh.uri).runs) == 1

@@ -5,7 +5,7 @@ import pytest
 
 from leaderboard import explain_text
 from leaderboard.explain import Difference, explain
-from leaderboard.query import Reading
+from leaderboard.runs import Reading
 
 EPOCHS = Difference("protocol.recipe.epochs", "30", "40")
 

@@ -8,7 +8,7 @@ import pytest
 
 from leaderboard import leaderboard_text, render
 from leaderboard.board import COLUMNS, boards
-from leaderboard.query import Reading
+from leaderboard.runs import Reading
 
 HEADERS = [column.header for column in COLUMNS]
 

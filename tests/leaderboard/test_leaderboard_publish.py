@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leaderboard.query import read_runs
+from leaderboard.source import read_runs
 from mixerbench.commands.publish import publish
 from mixerbench.errors import UserError
 from mixerbench.tracking.keys import LEADERBOARD, Artifact, Metric, Tag

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.query import Reading, open_source, read_runs, skipped_line
+from leaderboard.runs import Reading, skipped_line
+from leaderboard.source import open_source, read_runs
 from mixerbench.tracking.keys import Metric
 
 
@@ -30,7 +31,7 @@ def test_a_run_is_read_as_logged(reading: Reading):
 def test_runs_of_all_experiments_and_pages_are_read(
     store, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("leaderboard.query.PAGE", 2)
+    monkeypatch.setattr("leaderboard.store.PAGE", 2)
     assert {run.experiment for run in reading.runs} == {"digits", "second"}
     assert {run.run_id for run in read_runs(store.uri).runs} == {r.run_id for r in reading.runs}
     assert len(reading.runs) == 11

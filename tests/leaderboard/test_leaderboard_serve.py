@@ -371,7 +371,7 @@ def test_others_are_not_let_in_without_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"mixerbench\[serve\]"):
+    with pytest.raises(UserError, match=r"mlflow\[auth\]"):
         command.serve(f"sqlite:///{tmp_path}/mlflow.db", "0.0.0.0", _free_port(), 30)
     assert executed == []
 

@@ -14,8 +14,8 @@ from made_stores import MadeStore, fill, made_predictions
 
 from leaderboard.board import Board, boards
 from leaderboard.families import Family, Part
-from leaderboard.query import Store
 from leaderboard.site import Site, single_page, write_site
+from leaderboard.store import Store
 from mixerbench.tracking.keys import Metric, Tag
 
 ENTRIES = 8

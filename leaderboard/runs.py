@@ -1,0 +1,207 @@
+"""Runs and measurements, as they were logged; what is left out is counted, with the reason."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from mixerbench.tracking.keys import LEADERBOARD, MEASUREMENT, SCHEMA_VERSION, Metric, Tag
+
+INFINITY = 1.797e308  # as MLflow stores it
+OWN = "mixerbench."  # what the names of our tags begin with
+CURVES = (
+    *(Metric.VAL_TOP1, Metric.VAL_LOSS, Metric.EMA_TOP1),
+    *(Metric.TRAIN_LOSS, Metric.LEARNING_RATE, Metric.TRAIN_SECONDS, Metric.EPOCH),
+)
+CURVE_POINTS = 200  # a longer curve is averaged down: 300 epochs of ImageNet log 37,500 losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One finished training run, as logged."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    experiment: str
+    started: int  # milliseconds since 1970
+    finished: int
+    model: str
+    model_fingerprint: str
+    mixer: str
+    size: str
+    backbone: str
+    stem: str
+    protocol_name: str
+    protocol_fingerprint: str
+    seed: str
+    synthetic: bool
+    hardware: str
+    tags: Mapping[str, str]  # mixerbench's own
+    params: Mapping[str, Mapping[str, str]]  # {"protocol": {"protocol.recipe.epochs": "300"}}
+    metrics: Mapping[str, float]  # last values; NaN and infinity are left out
+
+    @property
+    def protocol(self) -> Mapping[str, str]:
+        """{"protocol.recipe.epochs": "300"}"""
+        return self.params.get("protocol", {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a model costs, measured by ``mixerbench measure`` beside others in one session."""
+
+    run_id: str
+    finished: int
+    protocol_fingerprint: str
+    model_fingerprint: str
+    hardware: str
+    session: str
+    metrics: Mapping[str, float]
+
+
+TAGS = {
+    "model": Tag.MODEL,
+    "model_fingerprint": Tag.MODEL_FINGERPRINT,
+    "mixer": Tag.MIXER,
+    "size": Tag.SIZE,
+    "backbone": Tag.BACKBONE,
+    "stem": Tag.STEM,
+    "protocol_name": Tag.PROTOCOL,
+    "protocol_fingerprint": Tag.PROTOCOL_FINGERPRINT,
+    "seed": Tag.SEED,
+    "hardware": Tag.HARDWARE,
+}
+MEASUREMENT_TAGS = {
+    "protocol_fingerprint": Tag.PROTOCOL_FINGERPRINT,
+    "model_fingerprint": Tag.MODEL_FINGERPRINT,
+    "hardware": Tag.HARDWARE,
+    "session": Tag.SESSION,
+}
+State = Mapping[str, Any]
+"""A run as it is kept in the cache and in bundles: plain data, whatever its status."""
+
+
+class Reading(NamedTuple):
+    runs: tuple[Run, ...]
+    skipped: Mapping[str, int]  # reason: number of runs
+    measurements: tuple[Measurement, ...] = ()
+
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""Metric of `CURVES` -> (optimizer step, value)."""
+
+
+def skipped_line(skipped: Mapping[str, int]) -> str:
+    """``Not on a board: 2 failed, 1 of schema 0 (this is 1).``, or an empty string."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return f"Not on a board: {counts}." if counts else ""
+
+
+def reading_of(
+    states: Mapping[str, State],
+    parts: Mapping[str, Mapping[str, str]],
+    experiments: Mapping[str, str],
+) -> Reading:
+    """Runs and measurements from their states; what is no finished run is counted."""
+    runs, measurements, skipped = [], [], Counter[str]()
+    for run_id, state in states.items():
+        tags, is_measurement = state["tags"], state["tags"].get(Tag.KIND) == MEASUREMENT
+        if tags.get(Tag.KIND) == LEADERBOARD:  # the pages that were published from here
+            continue
+        if reason := _reason_to_skip(state, experiments):
+            skipped[reason] += 1
+        elif is_measurement:
+            measurements.append(
+                Measurement(
+                    run_id=run_id,
+                    finished=state["finished"],
+                    metrics=_finite(state["metrics"]),
+                    **{field: tags[tag] for field, tag in MEASUREMENT_TAGS.items()},
+                )
+            )
+        else:
+            runs.append(
+                Run(
+                    run_id=run_id,
+                    experiment_id=state["experiment"],
+                    name=state["name"] or run_id,
+                    experiment=experiments[state["experiment"]],
+                    started=state["started"],
+                    finished=state["finished"],
+                    synthetic=tags.get(Tag.SYNTHETIC) == "true",
+                    tags=tags,
+                    params={name: parts[digest] for name, digest in state["params"].items()},
+                    metrics=_finite(state["metrics"]),
+                    **{field: tags[tag] for field, tag in TAGS.items()},
+                )
+            )
+    return Reading(
+        tuple(sorted(runs, key=lambda run: (run.finished, run.tags.get(Tag.UID, run.run_id)))),
+        dict(skipped),
+        in_order(measurements),
+    )
+
+
+def in_order(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """The same in every store that has them, as is the order of runs in a reading."""
+    return tuple(
+        sorted(measurements, key=lambda m: (m.finished, m.session, m.model_fingerprint, m.run_id))
+    )
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most `CURVE_POINTS`: the mean of neighbours at the last step of each group.
+
+    The last point stays as it is: where the curve ends is the metric's last value.
+    """
+    points = sorted(point for point in points if _is_finite(point[1]))
+    rest, last = points[:-1], points[-1:]
+    size = math.ceil(len(rest) / (CURVE_POINTS - 1))
+    groups = (rest[start : start + size] for start in range(0, len(rest), size or 1))
+    return [*((group[-1][0], fmean(value for _, value in group)) for group in groups), *last]
+
+
+def read_curves(path: Path) -> Curves:
+    content = json.loads(path.read_text())
+    return {key: [(int(step), value) for step, value in content[key]] for key in content}
+
+
+def digest_of(content: Mapping[str, str]) -> str:
+    """32 hex digits of a group of parameters."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _reason_to_skip(state: State, experiments: Mapping[str, str]) -> str:
+    tags, status = state["tags"], state["status"]
+    if not tags:
+        return "of other programs"
+    if state["deleted"]:
+        return "deleted"
+    if state["experiment"] not in experiments:
+        return "of deleted experiments"
+    if (schema := tags.get(Tag.SCHEMA, "unknown")) != SCHEMA_VERSION:
+        return f"of schema {schema} (this is {SCHEMA_VERSION})"
+    if status != "FINISHED":
+        return "not finished" if status in ("RUNNING", "SCHEDULED") else status.lower()
+    is_measurement = tags.get(Tag.KIND) == MEASUREMENT
+    needed = MEASUREMENT_TAGS if is_measurement else TAGS
+    if missing := [tag for tag in needed.values() if not tags.get(tag)]:
+        return f"without tag {missing[0]}"
+    if not is_measurement and not _is_finite(state["metrics"].get(Metric.FINAL_TOP1, math.nan)):
+        return f"without {Metric.FINAL_TOP1}"
+    return ""
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if _is_finite(value)}
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < INFINITY  # false for NaN
