@@ -108,8 +108,16 @@ def csv(boards: Sequence[Board]) -> str:
     return file.getvalue()
 
 
-def json(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -> str:
-    """Everything, full precision: mean, std and value of each seed, run ids, every comparison."""
+def json(
+    boards: Sequence[Board],
+    skipped: Mapping[str, int] = NO_SKIPPED,
+    *,
+    most_compared: int | None = None,
+) -> str:
+    """Everything, full precision: mean, std and value of each seed, run ids, every comparison.
+
+    ``most_compared``: a board of more entries comes without its comparisons.
+    """
     content = {
         "columns": {column.name: column.header for column in COLUMNS},
         "boards": [
@@ -121,7 +129,11 @@ def json(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -> st
                 "notes": board.notes,
                 "hardware": board.hardware,
                 "entries": [_json_entry(entry) for entry in board.entries],
-                "comparisons": _json_comparisons(board),
+                **(
+                    {"comparisons": _json_comparisons(board)}
+                    if most_compared is None or len(board.entries) <= most_compared
+                    else {}
+                ),
             }
             for board in boards
         ],

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,9 +133,10 @@ class _Writer:
         for name in self.mixer_pages:
             self._write_mixer(self.families[name])
         self._page("index.html", "index.html", title="Leaderboards")
-        texts = {"leaderboard.json": render.json, "leaderboard.md": render.markdown}
-        for name, text in texts.items():
-            self._text(name, text(self.boards, self.skipped))
+        # 200 entries have 19,900 comparisons: several megabytes of JSON.
+        content = render.json(self.boards, self.skipped, most_compared=data.FEW)
+        self._text("leaderboard.json", content)
+        self._text("leaderboard.md", render.markdown(self.boards, self.skipped))
 
     def _write_board(self, board: Board) -> None:
         details = {
@@ -176,8 +177,11 @@ class _Writer:
                 entry=entry,
                 columns=[c for c in COLUMNS if entry.value(c) is not None and c.in_tables],
                 details=details[entry.model_fingerprint],
-                content=data.entry_data(entry, details[entry.model_fingerprint]),
+                content=data.entry_data(
+                    entry, details[entry.model_fingerprint], few=len(board.entries) <= data.FEW
+                ),
                 locks={run.run_id: self._lock(run) for run in entry.runs},
+                settings=self._settings(entry.runs[-1]),
                 **common,
             )
 
@@ -212,8 +216,21 @@ class _Writer:
         path = self.source.artifact(run, Artifact.ENVIRONMENT)
         if path is None:
             return ""
-        content = path.read_text(encoding="utf-8", errors="replace")
-        name = f"lock-{hashlib.sha256(content.encode()).hexdigest()[:12]}.txt"
+        return self._shared("lock", path.read_text(encoding="utf-8", errors="replace"))
+
+    def _settings(self, run: Run) -> dict[str, str]:
+        """The files of the settings that most entries have in common, by group."""
+        files = {}
+        for group in ("run", "environment"):
+            settings = run.params.get(group, {})
+            lines = [f"{render.plain(k)}: {render.plain(v)}\n" for k, v in sorted(settings.items())]
+            if lines:
+                files[group] = self._shared(group, "".join(lines))
+        return files
+
+    def _shared(self, kind: str, content: str) -> str:
+        """The name of a text file that is written once, however many pages link it."""
+        name = f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.txt"
         self._text(name, content)
         return name
 
@@ -275,7 +292,7 @@ def _environment() -> "Environment":
         "plain": render.plain,
         "day": _day,
     }
-    environment.globals |= {"cell": render.cell, "sort_key": sort_key, "by_group": by_group}
+    environment.globals |= {"cell": render.cell, "sort_key": sort_key}
     return environment
 
 
@@ -288,16 +305,6 @@ def sort_key(entry: Entry, column: Column) -> str:
     if column.format == "s":
         return render.plain(str(value or ""))
     return "" if value is None else repr(value)
-
-
-def by_group(
-    params: Mapping[str, Mapping[str, str]],
-) -> Iterable[tuple[str, list[tuple[str, str]]]]:
-    """(group, its sorted settings), the three groups of settings first."""
-    order = ("model", "protocol", "run", "environment")
-    for group in (*order, *sorted(params.keys() - {*order})):
-        if group in params:
-            yield group, sorted(params[group].items())
 
 
 def _day(milliseconds: int) -> str:

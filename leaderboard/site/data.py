@@ -6,8 +6,9 @@ never markup: `script` is how it gets into a page.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from leaderboard import statistics
@@ -66,7 +67,7 @@ def read_details(source: Source, board: Board, entry: Entry) -> Details:
     return Details(
         predictions=read_predictions(source, entry.runs),
         curves={run.run_id: source.curves(run) for run in entry.runs},
-        hardest=_hardest(source, newest, 12 if len(board.everyone) <= FEW else 4),
+        hardest=_hardest(source, newest, pictures=len(board.entries) <= FEW),
     )
 
 
@@ -88,7 +89,8 @@ def board_data(
 ) -> dict[str, Any]:
     """Of one board: ``entries`` in the order of ``comparisons``' places."""
     numeric = [column for column in board.columns if column.format != "s"]
-    points = 120 if len(board.entries) <= FEW else 40
+    few = len(board.entries) <= FEW
+    points, keys = _extent(few)
     look = looks(board)
     return {
         "protocol": name(board.protocol),
@@ -96,6 +98,7 @@ def board_data(
         "columns": [_column(column) for column in numeric],
         "curves": {key: label for key, (_, label) in CURVES.items()},
         "curveAxes": CURVE_AXES,
+        "imagesPerEpoch": images_per_epoch(board.entries, details),
         "entries": [
             {
                 "id": entry.model_fingerprint,
@@ -118,25 +121,29 @@ def board_data(
                     for column in numeric
                     if (interval := entry.interval(column))
                 },
-                "curves": mean_curves(entry, details[entry.model_fingerprint].curves, points),
+                "curves": mean_curves(entry, details[entry.model_fingerprint].curves, points, keys),
                 **_of_predictions(details[entry.model_fingerprint].predictions, len(board.entries)),
                 **look[entry.model_fingerprint],
             }
             for entry in board.entries
         ],
-        "comparisons": _comparisons(board),
+        "comparisons": _comparisons(board, with_parts=few),
     }
 
 
 def mean_curves(
-    entry: Entry, curves: Mapping[str, Curves], points: int
+    entry: Entry, curves: Mapping[str, Curves], points: int, keys: Iterable[str] = CURVES
 ) -> dict[str, dict[str, list[float]]]:
-    """Of each metric the mean over seeds and its range, against everything in `CURVE_AXES`."""
+    """Of each metric the mean over seeds and its range, against epochs and training time.
+
+    The third of `CURVE_AXES`, images, is a multiple of epochs.
+    """
     import numpy as np
 
     runs = [run for run in entry.runs if curves[run.run_id]]
     found = {}
-    for key, (metric, _) in CURVES.items():
+    for key in keys:
+        metric = CURVES[key][0]
         series = [dict(curves[run.run_id].get(metric, ())) for run in runs]
         if not series or not all(series):
             continue
@@ -146,19 +153,28 @@ def mean_curves(
         if len(steps) > points:
             steps = steps[np.unique(np.linspace(0, len(steps) - 1, points).round().astype(int))]
         values = np.array([[one[step] for step in steps] for one in series])
-        found[key] = {
-            "mean": _shorts(values.mean(axis=0)),
-            "low": _shorts(values.min(axis=0)),
-            "high": _shorts(values.max(axis=0)),
-            **_axes(runs, curves, steps.tolist()),
-        }
+        found[key] = {"mean": _shorts(values.mean(axis=0)), **_axes(runs, curves, steps.tolist())}
+        if len(runs) > 1:
+            found[key]["low"] = _shorts(values.min(axis=0))
+            found[key]["high"] = _shorts(values.max(axis=0))
     return found
+
+
+def images_per_epoch(entries: Iterable[Entry], details: Mapping[str, Details]) -> float:
+    """As the protocol has it; 0 if no run says."""
+    for entry in entries:
+        for run in entry.runs:
+            epochs = details[entry.model_fingerprint].curves[run.run_id].get(Metric.EPOCH)
+            seen = run.metrics.get(Metric.IMAGES_SEEN)
+            if epochs and epochs[-1][1] > 0 and seen:
+                return seen / epochs[-1][1]
+    return 0.0
 
 
 def _axes(
     runs: Sequence[Run], curves: Mapping[str, Curves], steps: list[int]
 ) -> dict[str, list[float]]:
-    """Epochs, images and seconds of training at these optimizer steps."""
+    """Epochs and seconds of training at these optimizer steps."""
     import numpy as np
 
     axes = {}
@@ -167,9 +183,6 @@ def _axes(
         last_step, last_epoch = epochs[-1]
         per_step = last_epoch / last_step
         axes["epoch"] = _shorts(np.array(steps) * per_step)
-        seen = runs[0].metrics.get(Metric.IMAGES_SEEN)
-        if seen:
-            axes["images"] = [round(step * seen / last_step) for step in steps]
     clocks = [curves[run.run_id].get(Metric.TRAIN_SECONDS, ()) for run in runs]
     if all(clocks):
         points = [np.array([(0, 0.0), *clock]) for clock in clocks]
@@ -178,16 +191,22 @@ def _axes(
     return axes
 
 
-def entry_data(entry: Entry, details: Details) -> dict[str, Any]:
+def _extent(few: bool) -> tuple[int, tuple[str, ...]]:
+    """Points of a curve, and which curves."""
+    return (120, tuple(CURVES)) if few else (25, ("val_top1", "train_loss"))
+
+
+def entry_data(entry: Entry, details: Details, *, few: bool) -> dict[str, Any]:
     """For the plots of an entry's own page: each seed's curves, and its confusions."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in entry.runs:
-        one = mean_curves(replace(entry, runs=(run,)), details.curves, 200)
+        one = mean_curves(replace(entry, runs=(run,)), details.curves, *_extent(few))
         for key, curve in one.items():
             curves.setdefault(key, []).append({"seed": name(run.seed), **curve})
     content: dict[str, Any] = {
         "curves": {key: {"label": CURVES[key][1], "runs": runs} for key, runs in curves.items()},
         "axes": CURVE_AXES,
+        "imagesPerEpoch": images_per_epoch([entry], {entry.model_fingerprint: details}),
         **_of_predictions(details.predictions, entries=1),
     }
     predictions = details.predictions
@@ -240,32 +259,40 @@ def _class_accuracy(predictions: Predictions) -> list[float | None]:
     ]
 
 
-def _comparisons(board: Board) -> list[list[Any]]:
-    """Places of A and B, then the numbers of `analysis.Comparison` that the page shows."""
-    ids = [entry.model_fingerprint for entry in board.entries]
-    rows = []
-    for i, a in enumerate(ids):
-        for j in range(i + 1, len(ids)):
-            if one := board.analysis.compare(a, ids[j]):
-                numbers = (
-                    *(one.difference, *one.interval, one.p_images, one.p_seeds, one.p_corrected),
-                    *(one.only_a, one.only_b, one.agreement, one.error_consistency),
-                )
-                rows.append([i, j, *map(_short, numbers), one.differ])
+def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
+    """Of each pair, (0, 1), (0, 2), ..., (1, 2), ..., what the page shows, as exact as it does.
+
+    ``with_parts``: with the p-values of images and of seeds, and not only the corrected one.
+    """
+    rows: list[list[Any] | None] = []
+    for a, b in combinations(board.entries, 2):
+        one = board.analysis.compare(a.model_fingerprint, b.model_fingerprint)
+        if one is None:
+            rows.append(None)
+            continue
+        parts = (one.p_images, one.p_seeds) if with_parts else ()
+        rows.append(
+            [
+                *(round(one.difference, 2), *(round(end, 2) for end in one.interval)),
+                *(round(one.only_a, 1), round(one.only_b, 1)),
+                *(round(one.agreement, 3), round(one.error_consistency, 3), int(one.differ)),
+                *(_short(p, 2) for p in (one.p_corrected, *parts)),
+            ]
+        )
     return rows
 
 
-def _hardest(source: Source, run: Run, count: int) -> tuple[Mapping[str, Any], ...]:
+def _hardest(source: Source, run: Run, *, pictures: bool) -> tuple[Mapping[str, Any], ...]:
     import pyarrow.parquet as pq
 
     path = source.artifact(run, Artifact.HARDEST)
     if path is None:
         return ()
     found = []
-    for row in pq.read_table(path).slice(0, count).to_pylist():
+    for row in pq.read_table(path).slice(0, 12 if pictures else 4).to_pylist():
         content = row[Hardest.THUMBNAIL]
         picture = ""
-        if isinstance(content, bytes) and content.startswith(b"\x89PNG\r\n\x1a\n"):
+        if pictures and isinstance(content, bytes) and content.startswith(b"\x89PNG\r\n\x1a\n"):
             picture = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         found.append(row | {Hardest.THUMBNAIL: picture})
     return tuple(found)
@@ -280,9 +307,9 @@ def _column(column: Column) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> Any:
-    """Five digits are more than a screen shows, and a tenth of the bytes."""
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+def _short(value: Any, digits: int = 5) -> Any:
+    """Five digits are more than a screen shows, and a third of the bytes."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _shorts(values: Any) -> list[float]:

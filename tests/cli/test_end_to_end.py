@@ -146,7 +146,8 @@ def test_mlflow_has_the_files_and_the_predictions_give_the_accuracy(
     run_id = swept.runs[mixer].info.run_id
     sizes = {file.path: file.file_size for file in swept.client.list_artifacts(run_id)}
     assert sizes.keys() == {
-        Artifact.CONFIG, Artifact.ENVIRONMENT, Artifact.PREDICTIONS, Artifact.MODEL, Artifact.EMA,
+        Artifact.CONFIG, Artifact.ENVIRONMENT, Artifact.PREDICTIONS, Artifact.HARDEST,
+        Artifact.MODEL, Artifact.EMA,
     }  # fmt: skip
     folder = swept.folders[mixer]
     assert sizes == {name: (folder / name).stat().st_size for name in sizes}

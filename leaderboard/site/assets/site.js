@@ -93,11 +93,12 @@
   /** A beside B, whichever stands first in the data. */
   function comparison(data, a, b) {
     data.places ??= new Map(data.entries.map((entry, place) => [entry, place]));
-    data.pairs ??= new Map(data.comparisons.map((row) => [`${row[0]} ${row[1]}`, row]));
     const [i, j] = [data.places.get(a), data.places.get(b)];
-    const row = data.pairs.get(`${Math.min(i, j)} ${Math.max(i, j)}`);
+    const [first, second, count] = [Math.min(i, j), Math.max(i, j), data.entries.length];
+    // Pairs stand in the order (0, 1), (0, 2), ..., (1, 2), ...
+    const row = data.comparisons[first * count - (first * (first + 1)) / 2 + second - first - 1];
     if (!row) return null;
-    const [, , difference, low, high, pImages, pSeeds, p, onlyA, onlyB, agreement, kappa, differ] = row;
+    const [difference, low, high, onlyA, onlyB, agreement, kappa, differ, p, pImages = null, pSeeds = null] = row;
     const common = { pImages, pSeeds, p, agreement, kappa, differ };
     return i < j
       ? { ...common, difference, interval: [low, high], onlyA, onlyB }
@@ -128,11 +129,15 @@
   }
 
   const DASHES = { circle: "solid", square: "dash", diamond: "dot", "triangle-up": "dashdot" };
-  function curvesOf(entries, curve, x) {
-    return entries.filter((entry) => entry.curves[curve]?.[x]).slice(0, MOST_CURVES).map((entry) => {
+  /** Of one curve; images are a multiple of epochs. */
+  const along = (one, x, imagesPerEpoch) => x !== "images" ? one?.[x]
+    : imagesPerEpoch ? one?.epoch?.map((epoch) => Math.round(epoch * imagesPerEpoch)) : undefined;
+  function curvesOf(data, entries, curve, x) {
+    const at = (entry) => along(entry.curves[curve], x, data.imagesPerEpoch);
+    return entries.filter(at).slice(0, MOST_CURVES).map((entry) => {
       const one = entry.curves[curve];
       return { name: entry.label, color: entry.color, dash: DASHES[entry.symbol] ?? "longdash",
-        x: one[x], y: one.mean, low: one.low, high: one.high };
+        x: at(entry), y: one.mean, low: one.low, high: one.high };
     });
   }
   function curveControls(data, onChange) {
@@ -143,7 +148,7 @@
   function showCurves(data, entries) {
     const [curve, x] = [byId("curve").value, byId("curve-x").value];
     if (!curve) return;
-    drawCurves(curvesOf(entries, curve, x), data.curves[curve], data.curveAxes[x]);
+    drawCurves(curvesOf(data, entries, curve, x), data.curves[curve], data.curveAxes[x]);
   }
 
   function drawReliability(lines) {
@@ -396,12 +401,13 @@
   const SHADES = ["#3574d6", "#cc5a1e", "#1a8f6c", "#b0509b", "#a87800", "#76797f"];
 
   function entry() {
-    const { curves, axes, reliability, classes, confusion } = content();
+    const { curves, axes, imagesPerEpoch, reliability, classes, confusion } = content();
     if (byId("curve")) {
       const show = () => {
         const [one, x] = [curves[byId("curve").value], byId("curve-x").value];
-        drawCurves(one.runs.filter((run) => run[x]).map((run, i) => ({ name: `seed ${run.seed}`,
-          color: SHADES[i % SHADES.length], x: run[x], y: run.mean })), one.label, axes[x]);
+        const at = (run) => along(run, x, imagesPerEpoch);
+        drawCurves(one.runs.filter(at).map((run, i) => ({ name: `seed ${run.seed}`,
+          color: SHADES[i % SHADES.length], x: at(run), y: run.mean })), one.label, axes[x]);
       };
       remembered("curve", show);
       remembered("curve-x", show);
