@@ -76,6 +76,8 @@ def page(browser: Browser, site: Site) -> Iterator[Any]:
     """The board's page; nothing may go wrong on it, and nothing may leave the machine."""
     browser.errors.clear()
     opened = browser.open(file(site, "board-*.html").as_uri())
+    opened.locator("details").evaluate_all(OPEN_ALL)  # their tables are made then
+    opened.wait_for_selector("#consistency-table table")
     yield opened
     opened.close()
     assert browser.errors == []
@@ -258,6 +260,8 @@ def test_an_entry_says_how_to_repeat_it(browser: Browser, site: Site, board: Boa
     entry = board.entries[0]
     path = file(site, f"entry-*-{entry.model_fingerprint}.html")
     opened = browser.open(path.as_uri())
+    opened.locator("details").evaluate_all(OPEN_ALL)
+    opened.wait_for_selector("#confusion-table table")
     text = opened.locator("main").inner_text()
     assert f"mixerbench train mixer={entry.mixer} run.seed=0" in text
     assert "0" * 40 in text

@@ -40,8 +40,17 @@
   }
   addEventListener("themechange", () => redraws.forEach((make, id) => draw(id, make)));
 
-  /** A table of text; a number in a cell stands to the right. */
+  /** A table of text; inside of closed details it is made when they are opened. */
   function table(id, heads, rows) {
+    const place = byId(id);
+    const details = place.closest("details");
+    const make = () => place.replaceChildren(tableOf(heads, rows));
+    if (!details || details.open) make();
+    if (details) details.ontoggle = () => { if (details.open) make(); };
+  }
+
+  /** A number in a cell stands to the right. */
+  function tableOf(heads, rows) {
     const element = document.createElement("table");
     element.className = "plain";
     const add = (parent, tag, text) => {
@@ -58,7 +67,7 @@
       add(row, "th", first).scope = "row";
       rest.forEach((text) => add(row, "td", text));
     }
-    byId(id).replaceChildren(element);
+    return element;
   }
 
   const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
