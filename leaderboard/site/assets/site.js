@@ -9,6 +9,8 @@
   const HIDDEN_AT_FIRST = ["size", "backbone", "stem", "top5", "ema_top1", "latency_ms",
     "joules_per_image", "training_seconds"];
   const MOST_CURVES = 24; // more lines cannot be told apart
+  const MOST_ROWS = 40; // of the plot against a baseline, the best; all are in its table
+  const MOST_NAMES = 12; // in a sentence
   const MOST_PAIRS = 60; // rows of the matrix of mistakes
 
   // --- plots and tables ---------------------------------------------------------------------
@@ -243,24 +245,29 @@
       const rows = shown().filter((entry) => entry !== base)
         .map((entry) => ({ entry, one: comparison(data, entry, base) })).filter(({ one }) => one)
         .sort((a, b) => a.one.difference - b.one.difference);
-      const named = (kind) => rows.filter(({ one }) => verdict(one) === kind).reverse()
-        .map(({ entry, one }) => `${short(entry.label)} (${signed(one.difference)})`).join(", ");
+      const named = (kind) => {
+        const all = rows.filter(({ one }) => verdict(one) === kind).reverse()
+          .map(({ entry, one }) => `${short(entry.label)} (${signed(one.difference)})`);
+        const more = all.length > MOST_NAMES ? ` and ${all.length - MOST_NAMES} more` : "";
+        return all.slice(0, MOST_NAMES).join(", ") + more;
+      };
+      const drawn = rows.slice(-MOST_ROWS);
       const words = [["Better beyond chance", named("better")], ["Cannot be told apart", named("cannot be told apart")],
         ["Worse beyond chance", named("worse")]].filter(([, names]) => names).map(([kind, names]) => `${kind}: ${names}.`);
       byId("verdict").textContent = words.join(" ") || "There is nothing to compare it with.";
-      byId("against-plot").style.height = `${Math.max(9, 5 + 1.7 * rows.length)}rem`;
+      byId("against-plot").style.height = `${Math.max(9, 5 + 1.7 * drawn.length)}rem`;
       draw("against-plot", () => [[{
-        type: "scatter", mode: "markers", y: rows.map((_, i) => i), x: rows.map(({ one }) => one.difference),
-        text: rows.map(({ entry, one }) => `${label(entry)}: ${signed(one.difference)} points, ${verdict(one)}`),
+        type: "scatter", mode: "markers", y: drawn.map((_, i) => i), x: drawn.map(({ one }) => one.difference),
+        text: drawn.map(({ entry, one }) => `${label(entry)}: ${signed(one.difference)} points, ${verdict(one)}`),
         hovertemplate: "%{text}<extra></extra>",
-        marker: { size: 11, color: rows.map(({ entry, one }) => one.differ ? entry.color : color("--background")),
-          line: { width: 2, color: rows.map(({ entry }) => entry.color) } },
+        marker: { size: 11, color: drawn.map(({ entry, one }) => one.differ ? entry.color : color("--background")),
+          line: { width: 2, color: drawn.map(({ entry }) => entry.color) } },
         error_x: { type: "data", symmetric: false, color: color("--muted"), thickness: 1.5, width: 0,
-          array: rows.map(({ one }) => one.interval[1] - one.difference),
-          arrayminus: rows.map(({ one }) => one.difference - one.interval[0]) },
+          array: drawn.map(({ one }) => one.interval[1] - one.difference),
+          arrayminus: drawn.map(({ one }) => one.difference - one.interval[0]) },
       }], {
         xaxis: axis(`top-1 minus that of ${short(base.label)} (percentage points)`, { zerolinecolor: color("--text"), zerolinewidth: 1.5 }),
-        yaxis: axis("", { tickvals: rows.map((_, i) => i), ticktext: rows.map(({ entry }) => label(entry)), zeroline: false }),
+        yaxis: axis("", { tickvals: drawn.map((_, i) => i), ticktext: drawn.map(({ entry }) => label(entry)), zeroline: false }),
       }]);
       table("against-table", ["entry", "difference", "95 % interval", "p (images)", "p (seeds)", "p corrected", "verdict"],
         [...rows].reverse().map(({ entry, one }) => [entry.label, signed(one.difference), interval(one.interval),
