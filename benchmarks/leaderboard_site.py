@@ -68,10 +68,10 @@ def open_once(browser: Any, path: Path) -> tuple[float, float]:
     page.wait_for_selector("svg.main-svg")
     page.wait_for_selector("table.dataTable")
     complete = 1000 * (time.perf_counter() - begin)
-    page.wait_for_function(f"({PAINTED}) !== null")
-    painted = float(page.evaluate(PAINTED))
+    while (painted := page.evaluate(PAINTED)) is None:
+        time.sleep(0.02)
     page.close()
-    return painted, complete
+    return float(painted), complete
 
 
 def main() -> None:

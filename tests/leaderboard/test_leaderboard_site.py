@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def state(page: Any) -> str:
     return str(page.evaluate("location.hash"))
 
 
+def wait_for_state(page: Any, text: str) -> None:
+    """Asked from here: what playwright repeats by itself is eval in the page, which it forbids."""
+    deadline = time.monotonic() + 30
+    while text not in state(page):
+        assert time.monotonic() < deadline, state(page)
+        time.sleep(0.02)
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 
@@ -130,7 +139,7 @@ def test_a_head_sorts_and_the_address_keeps_it(page: Any, browser: Browser, boar
 def test_the_keyboard_sorts(page: Any):
     page.get_by_role("button", name="parameters: Activate to sort").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("location.hash.includes('sort=parameters.asc')")
+    wait_for_state(page, "sort=parameters.asc")
     numbers = page.locator("#board tbody tr td:nth-child(8)").all_inner_texts()
     assert numbers == sorted(numbers, key=lambda text: int(text.replace(",", "")))
 
@@ -152,7 +161,7 @@ def test_filters_narrow_table_and_plots_together_and_travel_in_the_link(
 
 def test_the_search_finds_words_and_travels_in_the_link(page: Any, browser: Browser):
     page.get_by_role("searchbox").fill("patch_ff")
-    page.wait_for_function("location.hash.includes('q=patch_ff')")
+    wait_for_state(page, "q=patch_ff")
     found = labels(page)
     assert found and all("patch_ff" in label for label in found)
     other = browser.open(page.url)
