@@ -1,7 +1,6 @@
 """What the numbers of a board are worth: intervals, which entries differ, what they share."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboard import statistics
 from leaderboard.predictions import Predictions, read_predictions
-from leaderboard.runs import Run
+from leaderboard.runs import Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.tracking.keys import Metric
@@ -79,8 +78,8 @@ def analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
 
     Takes seconds for a board of 200 entries on 10,000 images, and is kept in the source's cache.
     """
-    name = json.dumps([VERSION, {f: [(r.run_id, r.finished) for r in entries[f]] for f in entries}])
-    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    named = [(f, [(run.run_id, run.finished) for run in runs]) for f, runs in entries.items()]
+    digest = digest_of([VERSION, named])
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(_to_json(_analyse(entries, source))))

@@ -104,7 +104,6 @@ class Efficiency:
     machine: str  # the tag
     session: str  # of `mixerbench measure`; empty: measured by the training runs themselves
     finished: int  # milliseconds since 1970
-    runs: int
     metrics: Mapping[str, float]
 
     def interval(self, metric: str) -> Interval | None:
@@ -443,13 +442,10 @@ def _efficiencies(
             machine=group[0].hardware,
             session="",
             finished=max(run.finished for run in group),
-            runs=len(group),
             metrics={key: fmean(numbers) for key, numbers in values.items()},
         )
     for one in sorted(measurements, key=lambda one: (one.finished, one.run_id)):
-        found[hardware_of(one)] = Efficiency(
-            one.hardware, one.session, one.finished, 1, one.metrics
-        )
+        found[hardware_of(one)] = Efficiency(one.hardware, one.session, one.finished, one.metrics)
     return found
 
 

@@ -44,6 +44,7 @@ from leaderboard.runs import (
     skipped_line,
 )
 from leaderboard.source import Source
+from leaderboard.text import plain
 from mixerbench.config.schema import Run as RunSettings
 from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Prediction, Tag
@@ -601,7 +602,7 @@ def _read_json(path: Path) -> Any:
 
 def _one_line(text: object) -> str:
     """Without line breaks and what a terminal would obey: anybody may have written it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[:400]
+    return plain(str(text))[:400]
 
 
 def _check_levels(content: Any, levels: int) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from leaderboard.board import nearest, newest
-from leaderboard.render import plain
 from leaderboard.runs import Run
+from leaderboard.text import plain
 
 
 class Difference(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from leaderboard.board import COLUMNS, MEASURED, Board, Column, Entry, nearest
 from leaderboard.runs import skipped_line
+from leaderboard.text import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,11 +156,6 @@ def markdown(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -
         lines += ["", *(f"- {_escaped(note)}" for note in board.notes), ""]
     lines += [_escaped(line) for line in _last_lines(boards, skipped)]
     return "\n".join(lines).strip("\n") + "\n"
-
-
-def plain(text: str) -> str:
-    """One line without control, bidirectional and other invisible characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _table(board: Board, columns: Sequence[Column]) -> "Table":

@@ -172,8 +172,8 @@ def read_curves(path: Path) -> Curves:
     return {key: [(int(step), value) for step, value in content[key]] for key in content}
 
 
-def digest_of(content: Mapping[str, str]) -> str:
-    """32 hex digits of a group of parameters."""
+def digest_of(content: Any) -> str:
+    """32 hex digits of plain data, such as a group of parameters."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

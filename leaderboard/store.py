@@ -159,7 +159,7 @@ class Store:
     ) -> None:
         from mlflow.entities import ViewType
 
-        listed = list(_pages(client.search_experiments))
+        listed = list(pages(client.search_experiments))
         experiments = {e.experiment_id: e.name for e in listed}
         born = {e.experiment_id: e.creation_time for e in listed}
         before = json.loads(facts.get("born", "{}"))
@@ -188,7 +188,7 @@ class Store:
         for ids, arguments in searches:
             if not ids:
                 continue
-            found = _pages(client.search_runs, experiment_ids=ids, **arguments)
+            found = pages(client.search_runs, experiment_ids=ids, **arguments)
             while page := _uncollected(islice(found, PAGE)):  # the memory of one page at a time
                 states: dict[str, State] = {}
                 parts: dict[str, dict[str, str]] = {}
@@ -243,7 +243,8 @@ def _version_of(run: Run) -> str:
     return f"{run.run_id}-{run.finished}"
 
 
-def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
+def pages(search: Any, **arguments: Any) -> Iterator[Any]:
+    """Everything that a method of MLflow's client finds, however many pages it takes."""
     token = None
     while True:
         page = search(max_results=PAGE, page_token=token, **arguments)

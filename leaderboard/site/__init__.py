@@ -20,6 +20,7 @@ from leaderboard.families import Family
 from leaderboard.runs import Run
 from leaderboard.site import data
 from leaderboard.source import Source
+from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class _Writer:
                 columns=[c for c in COLUMNS if entry.value(c) is not None and c.in_tables],
                 details=details[entry.model_fingerprint],
                 content=data.entry_data(
-                    entry, details[entry.model_fingerprint], few=len(board.entries) <= data.FEW
+                    entry, details[entry.model_fingerprint], few=data.has_few(board)
                 ),
                 locks={run.run_id: self._lock(run) for run in entry.runs},
                 settings=self._settings(entry.runs[-1]),
@@ -223,7 +224,7 @@ class _Writer:
         files = {}
         for group in ("run", "environment"):
             settings = run.params.get(group, {})
-            lines = [f"{render.plain(k)}: {render.plain(v)}\n" for k, v in sorted(settings.items())]
+            lines = [f"{plain(k)}: {plain(v)}\n" for k, v in sorted(settings.items())]
             if lines:
                 files[group] = self._shared(group, "".join(lines))
         return files
@@ -289,7 +290,7 @@ def _environment() -> "Environment":
     environment.filters |= {
         "script": lambda content: Markup(data.script(content)),
         "name": data.name,
-        "plain": render.plain,
+        "plain": plain,
         "day": _day,
     }
     environment.globals |= {"cell": render.cell, "sort_key": sort_key}
@@ -303,7 +304,7 @@ def sort_key(entry: Entry, column: Column) -> str:
         return f"{low}.{high:05d}"
     value = entry.value(column)
     if column.format == "s":
-        return render.plain(str(value or ""))
+        return plain(str(value or ""))
     return "" if value is None else repr(value)
 
 

@@ -12,11 +12,12 @@ from itertools import combinations
 from typing import Any
 
 from leaderboard import statistics
-from leaderboard.board import Board, Column, Entry
+from leaderboard.board import Board, Column, Entry, newest
 from leaderboard.predictions import Predictions, read_predictions
-from leaderboard.render import cell, plain
+from leaderboard.render import cell
 from leaderboard.runs import Curves, Run
 from leaderboard.source import Source
+from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
 
 # Told apart by colour-blind readers, and three times as light or dark as both backgrounds.
@@ -62,12 +63,16 @@ def name(text: str) -> str:
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
+def has_few(board: Board) -> bool:
+    """Few enough entries for all that is known of each."""
+    return len(board.entries) <= FEW
+
+
 def read_details(source: Source, board: Board, entry: Entry) -> Details:
-    newest = max(entry.runs, key=lambda run: (run.finished, run.run_id))
     return Details(
         predictions=read_predictions(source, entry.runs),
         curves={run.run_id: source.curves(run) for run in entry.runs},
-        hardest=_hardest(source, newest, pictures=len(board.entries) <= FEW),
+        hardest=_hardest(source, newest(entry.runs), pictures=has_few(board)),
     )
 
 
@@ -89,7 +94,7 @@ def board_data(
 ) -> dict[str, Any]:
     """Of one board: ``entries`` in the order of ``comparisons``' places."""
     numeric = [column for column in board.columns if column.format != "s"]
-    few = len(board.entries) <= FEW
+    few = has_few(board)
     points, keys = _extent(few)
     look = looks(board)
     return {

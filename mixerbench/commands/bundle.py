@@ -11,6 +11,7 @@ from leaderboard.board import boards
 from leaderboard.bundle import Bundle, export, is_bundle
 from leaderboard.runs import MEASUREMENT_TAGS, Measurement, Run
 from leaderboard.source import open_source
+from leaderboard.store import pages
 from mixerbench.config.schema import Tracking, fingerprint
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.tracking.journal import FILE_NAME
@@ -97,7 +98,7 @@ def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
         store = Store(tracking_uri, _TIMEOUT_SECONDS)
         if reading.measurements:
             store.plain_experiment(EXPERIMENT, DESCRIPTION)
-        experiments = _experiments(store)
+        experiments = [one.experiment_id for one in pages(store.client.search_experiments)]
         for kind, ones in (("runs", reading.runs), ("measurements", reading.measurements)):
             for one in ones:
                 is_there = _is_there(store, experiments, one)
@@ -110,17 +111,6 @@ def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
             "before is whole: import it again for the rest."
         ) from None
     return Imported(**counts)
-
-
-def _experiments(store: Store) -> list[str]:
-    """The ids of all."""
-    found, token = [], None
-    while True:
-        page = store.client.search_experiments(page_token=token)
-        found += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return found
 
 
 def _is_there(store: Store, experiments: list[str], one: Run | Measurement) -> bool:

@@ -17,13 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from leaderboard import boards, read_runs
+from leaderboard.board import newest
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.measure.interleaved import Counted, count, measure_interleaved
 from mixerbench.measure.profile import Measures
 from mixerbench.measure.speed import Spread
-from mixerbench.tracking.keys import Artifact, Metric, Param, Tag
+from mixerbench.tracking.keys import Artifact, Metric, Param
 from mixerbench.tracking.measurements import EXPERIMENT, SETTINGS, fetch_settings, record
 from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
@@ -69,10 +70,10 @@ def measure(filters: Sequence[str], run: Run, uri: str) -> None:
     labels: dict[str, str] = {}  # by the id of the run that a model is built from
     rebuilt: dict[str, _Rebuilt] = {}
     for entry in board.entries:
-        newest = max(entry.runs, key=lambda one: one.finished)
-        labels[newest.run_id] = entry.label
+        last = newest(entry.runs)
+        labels[last.run_id] = entry.label
         try:
-            rebuilt[newest.run_id] = _rebuild(store, newest, run)
+            rebuilt[last.run_id] = _rebuild(store, last, run)
         except Exception as error:  # of MLflow, of an old record, of somebody's plugin
             print(f"{entry.label} is left out: {first_line(error)}", file=sys.stderr)
     if not rebuilt:
@@ -97,13 +98,9 @@ def measure(filters: Sequence[str], run: Run, uri: str) -> None:
             ) from None
     session = secrets.token_hex(8)
     _print_results(board.title, protocol, session, {labels[key]: measures[key] for key in measures})
-    tags = {}
-    git = provenance.git_state()
-    if git is not None:
-        tags = {Tag.GIT_COMMIT: git[0], Tag.GIT_DIRTY: str(git[1]).lower()}
     settings = {Param.RUN + name: str(getattr(run, name)) for name in SETTINGS}
     try:
-        record(store, measures, session=session, tags=tags, params=settings)
+        record(store, measures, session=session, tags=provenance.git_tags(), params=settings)
     except Exception as error:  # whatever MLflow raises
         raise TrainingStopped(
             f"the store refused the results ({first_line(error)}): they stand above and nowhere "

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mixerbench.config.presets import PRESETS, TWICE, Preset, find_preset
 from mixerbench.errors import UserError, as_user_errors
-from mixerbench.measure.flops import CONVENTION, count_macs, macs_by_formula
+from mixerbench.measure.flops import CONVENTION, count_macs, macs_by_formula, on_cpu
 from mixerbench.measure.profile import count_parameters
 from mixerbench.models import create_model
 
@@ -65,10 +65,7 @@ def row(name: str, preset: Preset) -> Row:
     """Build the model, count it, and set the published figures beside it."""
     with torch.device("meta"):  # no time for random numbers that nothing reads
         model = create_model(preset=name)
-    model.to_empty(device="cpu")
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.detach().zero_()
-    count = count_macs(model, IMAGE_SIZE)
+    count = count_macs(on_cpu(model), IMAGE_SIZE)
     parameters = counted = count_parameters(model)
     if not preset.with_classifier:
         counted -= count_parameters(model.head)

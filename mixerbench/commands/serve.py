@@ -16,14 +16,13 @@ from leaderboard.server import (
     make_administrator,
 )
 from mixerbench.errors import UserError
-from mixerbench.tracking.store import check_reachable, resolve_uri
+from mixerbench.tracking.store import ARTIFACTS, check_reachable, resolve_uri, store_folder
 
 KEY: Final = "MLFLOW_FLASK_SERVER_SECRET_KEY"
 PASSWORD: Final = "MLFLOW_AUTH_ADMIN_PASSWORD"
 ALLOWED_HOSTS: Final = "MLFLOW_SERVER_ALLOWED_HOSTS"
 _ANY: Final = ("0.0.0.0", "::")  # every address that this machine has
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
-_SQLITE: Final = "sqlite:///"
 
 
 def serve(uri: str | None, host: str, port: int, refresh_seconds: float) -> None:
@@ -56,7 +55,7 @@ def serve(uri: str | None, host: str, port: int, refresh_seconds: float) -> None
         command += ["--cors-allowed-origins", ",".join(allowed_origins(names, port))]
     folder = _folder(uri)
     if folder is not None:  # where training on this store puts artifacts too
-        command += ["--artifacts-destination", str(folder / "mlartifacts")]
+        command += ["--artifacts-destination", str(folder / ARTIFACTS)]
     if not is_loopback(host):
         _use_folder(folder)
         _check_authentication()
@@ -152,7 +151,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _folder(uri: str) -> Path | None:
-    return Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
+    return store_folder(uri) if uri.startswith("sqlite:///") else None
 
 
 def _use_folder(folder: Path | None) -> None:

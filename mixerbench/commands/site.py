@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leaderboard import boards, open_source
-from leaderboard.site import Site, write_site
+from leaderboard.site import write_site
 from mixerbench.commands.families import families
 
 
@@ -20,27 +20,11 @@ def site(
 
     Args:
         place: an MLflow tracking URI, or a bundle's folder.
-        mlflow_url: as in `write_site`.
+        mlflow_url: as in `write_site`; of a server its own address, unless told otherwise.
 
     Raises:
         ValueError: nothing to read there, an unknown filter, or ``out`` holds something else.
     """
-    written = make_site(place, out, filters=filters, hardware=hardware, mlflow_url=mlflow_url)
-    return (
-        f"{written.index}: {written.boards} board{'s' if written.boards != 1 else ''}, "
-        f"{written.entries} entries, {written.bytes / 1e6:.1f} MB. It opens from the disk."
-    )
-
-
-def make_site(
-    place: str,
-    out: Path,
-    *,
-    filters: Sequence[str] = (),
-    hardware: str = "",
-    mlflow_url: str = "",
-) -> Site:
-    """As `site`. A server's runs are linked to its pages unless told otherwise."""
     source = open_source(place)
     reading = source.read()
     shown = boards(
@@ -49,11 +33,15 @@ def make_site(
     mixers = {entry.mixer for board in shown for entry in board.entries}
     if not mlflow_url and place.startswith(("http://", "https://")):
         mlflow_url = source.name
-    return write_site(
+    written = write_site(
         source,
         shown,
         out,
         skipped=reading.skipped,
         families=families(mixers),
         mlflow_url=mlflow_url,
+    )
+    return (
+        f"{written.index}: {written.boards} board{'s' if written.boards != 1 else ''}, "
+        f"{written.entries} entries, {written.bytes / 1e6:.1f} MB. It opens from the disk."
     )

@@ -6,7 +6,6 @@ Knows torch only while it does: a command line without a match does not wait for
 import dataclasses
 import os
 from collections.abc import Callable
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from mixerbench.config.checks import check_data, known_classes
@@ -89,14 +88,14 @@ class _Counter:
         Raises:
             ValueError: the model does not take this size, or cannot be counted.
         """
-        from mixerbench.measure.flops import CountingError, count_macs
+        from mixerbench.measure.flops import CountingError, count_macs, on_cpu
         from mixerbench.measure.profile import count_parameters
 
         model = self._build(size)
         if self._kind == "params":
             return count_parameters(model)
         try:
-            return count_macs(_on_cpu(model), self._settings.protocol.image_size).total
+            return count_macs(on_cpu(model), self._settings.protocol.image_size).total
         except CountingError as error:
             raise UserError(str(error)) from None
 
@@ -115,19 +114,6 @@ class _Counter:
             except (RuntimeError, NotImplementedError):
                 self._on_meta = False  # a plugin looks at values while it is built
         return build_model(settings, self._classes)
-
-
-def _on_cpu(model: "nn.Module") -> "nn.Module":
-    """``model`` with zeros for what is on the meta device: costs depend on shapes alone."""
-    import torch
-
-    tensors = list(chain(model.parameters(), model.buffers()))
-    if any(tensor.is_meta for tensor in tensors):
-        model.to_empty(device="cpu")
-        with torch.no_grad():
-            for tensor in chain(model.parameters(), model.buffers()):
-                tensor.zero_()  # indices, too, must be valid ones
-    return model
 
 
 def _start(settings: Settings) -> Size:

@@ -13,6 +13,7 @@ figure belongs to the model, not to the device.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, Final
 
@@ -45,6 +46,19 @@ class MacCount:
     by_operator: Mapping[str, int]
     by_module: Mapping[str, int]
     """A module's path -> its multiply-adds, those of its children included."""
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """``model`` itself, with zeros on the CPU for what is on the meta device.
+
+    It can be counted then: costs depend on shapes alone. Indices must be valid ones, too.
+    """
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in chain(model.parameters(), model.buffers()):
+                tensor.zero_()
+    return model
 
 
 def count_macs(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> MacCount:

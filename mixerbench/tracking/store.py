@@ -13,6 +13,9 @@ from typing import Any
 from mixerbench.errors import UserError
 from mixerbench.tracking.views import NOTE, missing_tags
 
+ARTIFACTS = "mlartifacts"
+"""The folder of artifacts beside a SQLite store."""
+
 _SQLITE = "sqlite:///"
 _SCHEMES = ("postgresql", "mysql", "mssql", "databricks")
 _SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -27,6 +30,11 @@ def resolve_uri(uri: str | None) -> str:
     if uri.startswith(_SQLITE):
         return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
     return uri
+
+
+def store_folder(uri: str) -> Path:
+    """The folder that a SQLite store lies in."""
+    return Path(uri.removeprefix(_SQLITE)).parent
 
 
 def check_reachable(uri: str, timeout_seconds: float) -> None:
@@ -132,8 +140,7 @@ class Store:
             options: dict[str, Any] = {}
             if self.uri.startswith(_SQLITE):
                 # MLflow would write artifacts below the folder that this process is in.
-                folder = Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts"
-                options["artifact_location"] = folder.as_uri()
+                options["artifact_location"] = (store_folder(self.uri) / ARTIFACTS).as_uri()
             try:
                 self.client.create_experiment(name, **options)
             except MlflowException:

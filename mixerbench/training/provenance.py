@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mixerbench
 from mixerbench.config.schema import Settings
+from mixerbench.tracking.keys import Tag
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core", "mlflow", "pillow", "numpy")
 
@@ -41,6 +42,14 @@ def git_state() -> tuple[str, bool] | None:
         return commit, bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def git_tags() -> dict[str, str]:
+    """`git_state` as it is logged; empty if installed."""
+    state = git_state()
+    if state is None:
+        return {}
+    return {Tag.GIT_COMMIT: state[0], Tag.GIT_DIRTY: str(state[1]).lower()}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -261,9 +261,7 @@ def _describe(
         Tag.RUN_DIR: str(folder),
         NOTE: _note(settings),
     }
-    git = provenance.git_state()
-    if git is not None:
-        tags |= {Tag.GIT_COMMIT: git[0], Tag.GIT_DIRTY: str(git[1]).lower()}
+    tags |= provenance.git_tags()
     environment = provenance.environment()
     groups = {
         Param.MODEL: model,
