@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -21,6 +21,28 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the leaderboard remembers of a store is not the user's, nor another test run's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_plugins() -> Iterator[None]:
+    """What a module's tests and fixtures load as plugins, no other module's tests see."""
+    yield
+    from mixers import MIXERS
+
+    loaded = [name for name in sys.modules if name.startswith("mixerbench_plugin_")]
+    MIXERS.forget(n for n in MIXERS.loaded() if MIXERS.get(n).__module__ in loaded)
+    for name in loaded:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers in the global registry is forgotten after it; timm hears nothing."""
+    from mixers import MIXERS, list_mixers
+
+    list_mixers()  # those of the repository are there before, whichever test comes first
+    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
+    monkeypatch.setattr(MIXERS, "_listeners", [])
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 from leaderboard.families import Family
 from mixerbench.commands.families import families
 from mixerbench.measure import tokens
-from mixers import MIXERS, list_mixers
+from mixers import list_mixers
 from mixers.catalog import mixer_catalog
 from mixers.plan import SCHEDULES
 
@@ -59,13 +59,6 @@ class Fourier(Base):
 @pytest.fixture(scope="module")
 def built_in() -> dict[str, Family]:
     return families([*list_mixers(), *SCHEDULES])
-
-
-@pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What plugins register is forgotten."""
-    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
-    monkeypatch.setattr(MIXERS, "_listeners", [])
 
 
 @pytest.fixture

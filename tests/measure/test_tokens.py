@@ -22,13 +22,6 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 SMALL = {"dim": 8, "num_heads": 2}
 
 
-@pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
-    monkeypatch.setattr(MIXERS, "_listeners", [])
-
-
 # --- multiply-adds --------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import torch
 from formulas import randomized
 from torch import Tensor
 
-from mixers import MIXERS, TokenGrid, TokenMixer, list_mixers
+from mixers import TokenGrid, TokenMixer
 
 TOLERANCES = {  # of the reference's largest value, or of 0.01 where that is smaller
     torch.float64: 1e-11,  # the same sums in another order
@@ -21,14 +21,6 @@ Oracle = Callable[[TokenMixer, Tensor, TokenGrid], Tensor]
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers in the global registry is forgotten after it; timm hears nothing."""
-    list_mixers()  # those of the repository are there before, whichever test comes first
-    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
-    monkeypatch.setattr(MIXERS, "_listeners", [])
 
 
 @pytest.fixture(scope="session")
