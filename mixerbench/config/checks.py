@@ -1,12 +1,21 @@
 """Checks of resolved settings that need neither torch nor data: the fast refusals."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixerbench.config.schema import LAUNCHERS, PARALLEL, PRECISIONS, Batch, Data, Settings
+from mixerbench.config.schema import (
+    LAUNCHERS,
+    PARALLEL,
+    PIXELS,
+    PRECISIONS,
+    Batch,
+    Data,
+    Settings,
+)
 from mixerbench.config.sizes import halved_grid, token_grid
 from mixers.catalog import Entry, nearest
 from mixers.plan import check_names, check_prefix, read_plan, spread
@@ -16,6 +25,7 @@ _CHOICES = {
     "run.parallel": PARALLEL,
     "launcher.name": LAUNCHERS,
     "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
+    "protocol.data.pixels": PIXELS,
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
     "protocol.recipe.schedule.interval": ("epoch", "step"),
     "protocol.recipe.loss.name": ("cross_entropy", "binary_cross_entropy"),
@@ -154,6 +164,15 @@ def _get(settings: Settings, path: str) -> Any:
     return value
 
 
+PACK_FILE = "pack.json"
+JOURNAL_FILE = "packing.jsonl"  # instead of it, as long as shards are missing
+
+
+def is_packed(root: Path) -> bool:
+    """Is it the place of a packed data set, be it an unfinished one?"""
+    return any((root / name).is_file() for name in (PACK_FILE, JOURNAL_FILE))
+
+
 def check_data(data: Data) -> None:
     """Refuse a data set that is not where the settings say.
 
@@ -165,6 +184,8 @@ def check_data(data: Data) -> None:
     hint = "set protocol.data.root=FOLDER, which holds train/<class>/ and val/<class>/ of images."
     if data.root is None:
         raise ValueError(f"data set {data.name!r} has no root: {hint}")
+    if is_packed(Path(data.root).expanduser()):
+        return  # what is wrong with it is known when it is opened
     for split in ("train", "val"):
         folder = Path(data.root).expanduser() / split
         if not folder.is_dir():
@@ -177,7 +198,10 @@ def known_classes(data: Data) -> int | None:
     """How many classes there are, without opening the images; None where nothing says it yet."""
     if data.num_classes is not None or data.source != "folder" or data.root is None:
         return data.num_classes
-    folder = Path(data.root).expanduser() / "train"
+    root = Path(data.root).expanduser()
+    if (root / PACK_FILE).is_file():
+        return len(json.loads((root / PACK_FILE).read_text(encoding="utf-8"))["classes"])
+    folder = root / "train"
     if not folder.is_dir():
         return None
     return sum(child.is_dir() for child in folder.iterdir()) or None

@@ -37,6 +37,8 @@ class Data:
     train_images: Optional[int] = None  # synthetic only
     val_images: Optional[int] = None
     digest: Optional[str] = None  # of the images' names and labels; filled in when they are opened
+    pixels: str = "exact"  # one of PIXELS: how training images are resized and turned
+    packed: Optional[str] = None  # what packing did to the training images; filled in likewise
 
 
 @dataclass
@@ -176,6 +178,11 @@ UNHASHED = frozenset(
 """Protocol fields that are names, places and tolerances: they do not change a result."""
 
 
+ADDED_LATER = {"data.pixels": "exact", "data.packed": None}
+"""Protocol fields that came later, with what held before: left out of the hash where it holds."""
+
+
+PIXELS = ("exact", "same-law", "same-law-opencv")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 PARALLEL = ("ddp", "fsdp")
 LAUNCHERS = ("local", "slurm")
@@ -283,7 +290,11 @@ def fingerprint(content: Any) -> str:
 def protocol_fingerprint(protocol: Protocol | Mapping[str, Any]) -> str:
     """What a leaderboard holds: runs of one fingerprint may be compared, no others."""
     fields = dict(protocol) if isinstance(protocol, Mapping) else dataclasses.asdict(protocol)
-    hashed = {key: value for key, value in flatten(fields) if key not in UNHASHED}
+    hashed = {
+        key: value
+        for key, value in flatten(fields)
+        if key not in UNHASHED and (key not in ADDED_LATER or value != ADDED_LATER[key])
+    }
     return fingerprint({"version": PROTOCOL_VERSION, **hashed})
 
 

@@ -5,14 +5,15 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from typing import Protocol as Interface
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mixerbench.config.checks import check_data
+from mixerbench.config.checks import check_data, is_packed
 from mixerbench.config.schema import Data, Protocol
+from mixerbench.data.jpeg import decode_jpeg
 
 _VAL_SHARE = 0.3  # of the digits, in each class
 _SPLIT_SEED = 0
@@ -40,8 +41,8 @@ class Images(Interface):
     @property
     def classes(self) -> Sequence[str]: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image as RGB, of 8 bits a channel.
+    def load(self, index: int) -> np.ndarray:
+        """(height, width, 3) of uint8: red, green, blue.
 
         Raises:
             UnreadableImageError: it is a file that cannot be decoded.
@@ -57,6 +58,7 @@ class Images(Interface):
 class Splits:
     train: Images
     val: Images
+    packed: str | None = None  # what packing did to the training images
 
     def digest(self) -> str:
         """16 hex digits of all names and labels of both splits."""
@@ -114,8 +116,8 @@ class _Arrays:
         self.classes = classes
         self._names = names
 
-    def load(self, index: int) -> Image.Image:
-        return Image.fromarray(self._pixels[index])
+    def load(self, index: int) -> np.ndarray:
+        return self._pixels[index]
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -161,19 +163,15 @@ class _Folder:
         self.targets = listing.targets
         self.classes = listing.classes
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> np.ndarray:
         path = self._paths[index]
         try:
-            with Image.open(path) as image:
-                if image.format != "PNG":
-                    return _rgb(image, self._exif_orientation)
-                image.verify()  # PNG has checksums, which Pillow skips otherwise
-            with Image.open(path) as image:  # verify() has used the other one up
-                return _rgb(image, self._exif_orientation)
+            with open(path, "rb") as file:
+                return decode(file, self._exif_orientation)
         except MemoryError:  # says nothing of the file
             raise
         except Exception as error:  # damaged files make Pillow raise nearly every kind
-            reason = _reason(error)
+            reason = reason_of(error)
             raise UnreadableImageError(printable(f"{path}: {reason}"), printable(reason)) from None
 
     def name(self, index: int) -> str:
@@ -182,6 +180,10 @@ class _Folder:
 
 def _folder(data: Data) -> Splits:
     root = Path(str(data.root)).expanduser()
+    if is_packed(root):
+        from mixerbench.data.shards import open_packed  # which needs this module
+
+        return open_packed(root, data)
     train, val = (_Folder(root / split, data.exif_orientation) for split in ("train", "val"))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
@@ -190,6 +192,27 @@ def _folder(data: Data) -> Splits:
             "both need the same class folders."
         )
     return Splits(train, val)
+
+
+def decode(file: BinaryIO, exif_orientation: bool) -> np.ndarray:
+    """An image file of any kind as (height, width, 3) of uint8.
+
+    Raises:
+        Exception: of nearly every kind, where the file is damaged.
+    """
+    data = file.read()
+    # Where Pillow would find an orientation: an EXIF block, or XMP.
+    has_tag = exif_orientation and (b"Exif\0\0" in data or b"tiff:Orientation" in data)
+    if not has_tag and (pixels := decode_jpeg(data)) is not None:
+        return pixels
+    file.seek(0)
+    with Image.open(file) as image:
+        if image.format != "PNG":
+            return np.asarray(_rgb(image, exif_orientation))
+        image.verify()  # PNG has checksums, which Pillow skips otherwise
+    file.seek(0)
+    with Image.open(file) as image:  # verify() has used the other one up
+        return np.asarray(_rgb(image, exif_orientation))
 
 
 def _rgb(image: Image.Image, exif_orientation: bool) -> Image.Image:
@@ -223,7 +246,8 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be decoded, without its path."""
     if isinstance(error, UnidentifiedImageError):  # of which the message is the path
         return "cannot be identified as an image"
     if isinstance(error, OSError) and error.strerror:  # of which the message ends with the path
@@ -270,8 +294,8 @@ class _Synthetic:
         noise = np.random.RandomState(seed).randint(0, 256, (size, size, 3), dtype=np.uint8)
         self._noise = noise
 
-    def load(self, index: int) -> Image.Image:
-        return Image.fromarray(np.roll(self._noise, index, axis=0))
+    def load(self, index: int) -> np.ndarray:
+        return np.roll(self._noise, index, axis=0)
 
     def name(self, index: int) -> str:
         return f"random-{index}"

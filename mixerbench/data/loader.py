@@ -1,10 +1,11 @@
 """Loaders for training and for evaluation."""
 
 import os
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,51 +13,86 @@ from mixerbench.config.schema import Protocol, Run
 from mixerbench.data.draws import seed_generators, seed_of
 from mixerbench.data.images import Images, UnreadableImageError, printable
 from mixerbench.data.order import Sample, SampleOrder, evaluation_batches
-from mixerbench.recipe.augmentation import Transform, eval_transform, train_transform
-
-Item = tuple[Tensor, int, int, int]
-"""Image, target, index, and the index of the image that was really loaded.
-
-The last two differ where an image could not be read: image and target are its replacement's.
-"""
+from mixerbench.devices import weight_dtype
+from mixerbench.recipe.pixels import Erased, EvalPixels, Normalize, TrainPixels
 
 MAX_WORKERS = 16
 _REPLACEMENTS = 100  # tried for one image
 
 
-class _Augmented(Dataset[Item]):
-    """The items of ``Sample``s; the draws are the sample's own, its image replaced or not."""
+class ImageBatch(NamedTuple):
+    """What the model sees of some images.
 
-    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
+    ``indices`` and ``sources`` differ where an image could not be read: image and target are
+    then its replacement's. Both lie on the CPU.
+    """
+
+    images: Tensor  # (B, 3, H, W), normalised
+    targets: Tensor  # (B,)
+    indices: Tensor  # (B,), which images they are
+    sources: Tensor  # (B,), which images were really loaded
+
+
+class Chunk(NamedTuple):
+    """Images as a loader's process hands them over."""
+
+    pixels: Tensor  # (B, H, W, 3), uint8
+    targets: Tensor
+    indices: Tensor
+    sources: Tensor
+    boxes: Tensor  # (boxes, 6): image, top, left, height, width, and where its noise begins
+    noise: Tensor  # of all boxes, (3, height, width) each, one behind the other
+
+    def every(self, step: int, start: int) -> "Chunk":
+        """Every ``step``-th image from ``start`` on."""
+        places = self.boxes[:, 0] - start
+        boxes = self.boxes[(places >= 0) & (places % step == 0)]
+        boxes[:, 0] = (boxes[:, 0] - start) // step
+        pixels, targets, indices, sources = (column[start::step] for column in self[:4])
+        return Chunk(pixels, targets, indices, sources, boxes, self.noise)
+
+
+# --- what a loader's process does -------------------------------------------------------------
+
+
+class _Training(Dataset[Chunk]):
+    """The chunks of ``Sample``s; the draws are the sample's own, its image replaced or not."""
+
+    def __init__(self, images: Images, transform: TrainPixels, seed: int) -> None:
         self._images, self._transform, self._seed = images, transform, seed
 
-    def __getitem__(self, sample: Sample) -> Item:
-        index, epoch, repeat = sample
-        image, source = _load(self._images, index)
-        seed_generators("sample", self._seed, epoch, index, repeat)
-        return self._transform(image), self._images.targets[source], index, source
+    def __getitems__(self, samples: Sequence[Sample]) -> Chunk:
+        made, erased, sources = [], [], []
+        loaded: tuple[int, np.ndarray, int] | None = None
+        for index, epoch, repeat in samples:
+            if loaded is None or loaded[0] != index:  # repeats follow each other: decode once
+                loaded = (index, *_load(self._images, index))
+            seed_generators("sample", self._seed, epoch, index, repeat)
+            pixels, boxes = self._transform(loaded[1])
+            made.append(pixels)
+            erased.append(boxes)
+            sources.append(loaded[2])
+        return _chunk(self._images, made, [s.image for s in samples], sources, erased)
 
 
-class _Plain(Dataset[Item]):
-    """The items of all images.
+class _Evaluation(Dataset[Chunk]):
+    """The chunks of images by index.
 
     The replacement of an image that cannot be read stands in under its index, and so under its
     name among the predictions, with the replacement's target: accuracy remains a share of as
     many images, in which the replacement counts twice.
     """
 
-    def __init__(self, images: Images, transform: Transform) -> None:
+    def __init__(self, images: Images, transform: EvalPixels) -> None:
         self._images, self._transform = images, transform
 
-    def __len__(self) -> int:
-        return len(self._images.targets)
-
-    def __getitem__(self, index: int) -> Item:
-        image, source = _load(self._images, index)
-        return self._transform(image), self._images.targets[source], index, source
+    def __getitems__(self, indices: Sequence[int]) -> Chunk:
+        loaded = [_load(self._images, index) for index in indices]
+        made = [self._transform(pixels) for pixels, _ in loaded]
+        return _chunk(self._images, made, indices, [source for _, source in loaded])
 
 
-def _load(images: Images, index: int) -> tuple[Image.Image, int]:
+def _load(images: Images, index: int) -> tuple[np.ndarray, int]:
     """The image and its index, or another's where it cannot be read: always the same one.
 
     Raises:
@@ -78,6 +114,96 @@ def _load(images: Images, index: int) -> tuple[Image.Image, int]:
         ) from None
 
 
+def _chunk(
+    images: Images,
+    pixels: Sequence[np.ndarray],
+    indices: Sequence[int],
+    sources: Sequence[int],
+    erased: Sequence[Erased] = (),
+) -> Chunk:
+    boxes, noise, begin = [], [torch.empty(0)], 0
+    for image, (own_boxes, own_noise) in enumerate(erased):
+        for box, values in zip(own_boxes, own_noise, strict=True):
+            boxes.append((image, *box, begin))
+            noise.append(values.flatten())
+            begin += values.numel()
+    return Chunk(
+        torch.from_numpy(np.stack(pixels)),
+        torch.tensor([images.targets[source] for source in sources]),
+        torch.tensor(indices),
+        torch.tensor(sources),
+        torch.tensor(boxes, dtype=torch.int64).view(-1, 6),
+        torch.cat(noise),
+    )
+
+
+# --- what the training process does -----------------------------------------------------------
+
+
+class _Batches:
+    """Batches on the device, made of the chunks of a loader.
+
+    Beside a GPU the copy, and what follows it up to the batch, happen on a stream of their own:
+    while the GPU still computes the steps before.
+
+    Args:
+        deal: the chunks of each batch, out of all.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Chunk],
+        protocol: Protocol,
+        run: Run,
+        device: torch.device,
+        deal: Callable[[Iterator[Chunk]], Iterator[list[Chunk]]],
+    ) -> None:
+        self.loader, self._deal, self._device = loader, deal, device
+        self._normalize = Normalize(protocol.data, device, weight_dtype(run.precision))
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        batches = map(self._batch, self._deal(map(self._moved, self.loader)))
+        if self._device.type != "cuda":
+            yield from batches
+            return
+        stream = torch.cuda.Stream(self._device)
+        while True:
+            with torch.cuda.stream(stream):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield _arrived(batch, stream)
+
+    def _moved(self, chunk: Chunk) -> Chunk:
+        pixels, noise = (
+            tensor.to(self._device, non_blocking=True) for tensor in (chunk.pixels, chunk.noise)
+        )
+        return chunk._replace(pixels=pixels, noise=noise)
+
+    def _batch(self, chunks: list[Chunk]) -> ImageBatch:
+        pixels, targets, indices, sources = (
+            column[0] if len(chunks) == 1 else torch.cat(column)
+            for column in list(zip(*chunks, strict=True))[:4]
+        )
+        images = self._normalize(pixels)
+        first = 0
+        for chunk in chunks:
+            for image, top, left, height, width, begin in chunk.boxes.tolist():
+                noise = chunk.noise[begin : begin + 3 * height * width].view(3, height, width)
+                images[first + image, :, top : top + height, left : left + width] = noise
+            first += len(chunk.targets)
+        return ImageBatch(images, targets.to(self._device, non_blocking=True), indices, sources)
+
+
+def _arrived(batch: ImageBatch, stream: torch.cuda.Stream) -> ImageBatch:
+    """``batch``, which was made on ``stream``, for the current one."""
+    current = torch.cuda.current_stream()
+    current.wait_stream(stream)
+    for tensor in (batch.images, batch.targets):
+        tensor.record_stream(current)
+    return batch
+
+
 def train_loader(
     images: Images,
     protocol: Protocol,
@@ -85,18 +211,27 @@ def train_loader(
     device: torch.device,
     process: int = 0,
     processes: int = 1,
-) -> tuple[DataLoader[Item], SampleOrder]:
-    """This process's micro-batches of ``Item``s, in the order that is returned beside it."""
+) -> tuple[Iterable[ImageBatch], SampleOrder]:
+    """This process's micro-batches on the device, in the order that is returned beside them."""
     recipe = protocol.recipe
     repeats = recipe.augmentation.repeats
     order = SampleOrder(len(images.targets), recipe.batch, repeats, run.seed, process, processes)
-    dataset = _Augmented(images, train_transform(protocol), run.seed)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=order,  # type: ignore[arg-type]  # yields samples, not plain indices
-        **_how(run, device),
-    )
-    return loader, order
+    dataset = _Training(images, TrainPixels(protocol), run.seed)
+    ranks = len(order.own_ranks)
+
+    def deal(chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
+        """The images of each virtual rank, out of a step's chunks, in which they take turns."""
+        size = recipe.batch.micro_batch_size
+        for first in chunks:
+            step = [first, *(next(chunks) for _ in range(ranks - 1))]
+            for rank in range(ranks):
+                yield [
+                    chunk.every(ranks, (rank - number * size) % ranks)
+                    for number, chunk in enumerate(step)
+                ]
+
+    loader = _loader(dataset, order.chunks(), run, device)
+    return _Batches(loader, protocol, run, device, deal), order
 
 
 def eval_loader(
@@ -106,25 +241,29 @@ def eval_loader(
     device: torch.device,
     process: int = 0,
     processes: int = 1,
-) -> DataLoader[Item]:
+) -> Iterable[ImageBatch]:
     """This process's share of the images; all of them in order for a single one."""
+    order = evaluation_batches(len(images.targets), run.evaluation_batch_size, process, processes)
+    loader = _loader(_Evaluation(images, EvalPixels(protocol)), order, run, device)
+    return _Batches(loader, protocol, run, device, lambda chunks: ([chunk] for chunk in chunks))
+
+
+def _loader(dataset: Dataset[Chunk], order: Any, run: Run, device: torch.device) -> Iterable[Chunk]:
+    workers = _workers(run, device)
     return DataLoader(
-        _Plain(images, eval_transform(protocol)),
-        batch_sampler=evaluation_batches(
-            len(images.targets), run.evaluation_batch_size, process, processes
-        ),
-        **_how(run, device),
+        dataset,
+        batch_sampler=order,
+        collate_fn=_whole,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_own_session,
+        pin_memory=device.type == "cuda",
     )
 
 
-def _how(run: Run, device: torch.device) -> dict[str, Any]:
-    workers = _workers(run, device)
-    return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": _own_session,
-        "pin_memory": device.type == "cuda",
-    }
+def _whole(chunk: Any) -> Any:
+    """What ``__getitems__`` of the data sets gives is a chunk already."""
+    return chunk
 
 
 def _own_session(worker: int) -> None:

@@ -60,26 +60,60 @@ class SampleOrder:
         return (self.steps_per_epoch - self._first_step) * len(self.own_ranks)
 
     def __iter__(self) -> Iterator[list[Sample]]:
+        ranks = len(self.own_ranks)
+        for step in self.own_steps():
+            for rank in range(ranks):
+                yield step[rank::ranks]
+
+    def chunks(self) -> "Chunks":
+        """The same samples in another order within a step."""
+        return Chunks(self)
+
+    def own_steps(self) -> Iterator[list[Sample]]:
+        """This process's samples of each step, in which its virtual ranks take turns."""
         epoch = self._epoch
         order = self._permutation(epoch)
+        rounds = np.arange(self.batch_size // self.virtual_ranks)[:, None] * self.virtual_ranks
+        places = (rounds + np.array(self.own_ranks)).flatten()
         for step in range(self._first_step, self.steps_per_epoch):
-            for rank in self.own_ranks:
-                yield self._samples(order, epoch, step, rank)
+            yield self._samples(order, epoch, step * self.batch_size + places)
 
     def micro_batch(self, epoch: int, step: int, rank: int) -> list[Sample]:
         """What virtual rank ``rank`` sees at ``step`` of ``epoch``, in any process."""
-        return self._samples(self._permutation(epoch), epoch, step, rank)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self._samples(self._permutation(epoch), epoch, places[rank :: self.virtual_ranks])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Frozen generator: the same order in every NumPy version.
         return np.random.RandomState([self.seed, epoch]).permutation(self.images)
 
-    def _samples(self, order: np.ndarray, epoch: int, step: int, rank: int) -> list[Sample]:
-        places = step * self.batch_size + np.arange(self.batch_size)
+    def _samples(self, order: np.ndarray, epoch: int, places: np.ndarray) -> list[Sample]:
+        images, repeats = order[places // self.repeats], places % self.repeats
         return [
-            Sample(int(order[place // self.repeats]), epoch, int(place % self.repeats))
-            for place in places[rank :: self.virtual_ranks]
+            Sample(image, epoch, repeat)
+            for image, repeat in zip(images.tolist(), repeats.tolist(), strict=True)
         ]
+
+
+class Chunks:
+    """A batch sampler of the samples of ``order``: within a step the copies of an image together.
+
+    Whoever loads a chunk decodes an image once for all of its copies. Yields as many chunks a
+    step as there are virtual ranks in this process, of a micro-batch's size.
+    """
+
+    def __init__(self, order: SampleOrder) -> None:
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        ranks = len(self._order.own_ranks)
+        for step in self._order.own_steps():
+            size = len(step) // ranks
+            for start in range(0, len(step), size):
+                yield step[start : start + size]
 
 
 def evaluation_batches(

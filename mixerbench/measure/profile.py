@@ -5,10 +5,11 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from mixerbench.measure._state import measuring
 from mixerbench.measure.energy import EnergyMeter, energy_counter
-from mixerbench.measure.flops import count_macs
+from mixerbench.measure.flops import MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.memory import training_step_memory_mib
 from mixerbench.measure.speed import Spread, latency_ms, throughput
@@ -80,15 +81,18 @@ def measure_model(
 def by_module(
     model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3
 ) -> list[ModuleRow]:
-    """Parameters and multiply-adds of each child, of each block of a list of blocks.
+    """Parameters and multiply-adds of each of the model's ``parts``.
 
-    The rows add up to the model: a last one holds what no child has (position embeddings),
-    and a part that has neither gets none.
+    The rows add up to the model: a last one holds what no part has (a class token).
     """
-    macs = count_macs(model, image_size, in_chans)
+    return module_rows(model, count_macs(model, image_size, in_chans))
+
+
+def module_rows(model: nn.Module, macs: MacCount) -> list[ModuleRow]:
+    """``by_module`` of a model that has been counted."""
     rows = [
         ModuleRow(name, type(part).__name__, count_parameters(part), macs.by_module[name] / 1e9)
-        for name, part in _parts(model)
+        for name, part in parts(model).items()
     ]
     rest = ModuleRow(
         OWN,
@@ -96,19 +100,25 @@ def by_module(
         count_parameters(model) - sum(row.parameters for row in rows),
         (macs.total - sum(macs.by_module[row.name] for row in rows)) / 1e9,
     )
-    return [row for row in [*rows, rest] if row.parameters or row.gmacs]
+    return [*rows, rest] if rest.parameters or rest.gmacs else rows
+
+
+def parts(module: nn.Module) -> dict[str, nn.Module]:
+    """Path -> each child that does something, in place of a list of blocks its blocks.
+
+    A module without a forward of its own (a stage, which the backbone runs) is such a list, too.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential) or type(child).forward is nn.Module.forward:
+            found |= {f"{name}.{path}": part for path, part in parts(child).items()}
+        elif not (
+            isinstance(child, nn.Identity) or (isinstance(child, _DropoutNd) and not child.p)
+        ):
+            found[name] = child
+    return found
 
 
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    parts = []
-    for name, child in model.named_children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            parts += [(f"{name}.{index}", block) for index, block in child.named_children()]
-        else:
-            parts.append((name, child))
-    return parts

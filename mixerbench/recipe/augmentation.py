@@ -1,7 +1,7 @@
 """From a PIL image to a normalised tensor, for training and for evaluation."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -59,12 +59,17 @@ def eval_transform(protocol: Protocol) -> Transform:
     return chain  # type: ignore[no-any-return]
 
 
+def operations_of(step: Any) -> Iterator[AugmentOp]:
+    """timm's operations of a step that chooses among them; none of another step."""
+    operations = [*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))]
+    return (operation for operation in operations if isinstance(operation, AugmentOp))
+
+
 def _accept_zero_bits(step: Any) -> None:
     # RandAugment at full magnitude asks posterize for 0 bits, on about 0.14 % of images under
     # DeiT's recipe. Pillow returned black when DeiT was written; now it raises.
-    operations = [*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))]
-    for operation in operations:
-        if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
+    for operation in operations_of(step):
+        if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
 
 

@@ -1,19 +1,19 @@
 """Accuracy on the validation images, and what the model said of each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from mixerbench.data.images import Images, UnreadableImageError
-from mixerbench.data.loader import Item
-from mixerbench.devices import autocast, weight_dtype
+from mixerbench.data.loader import ImageBatch
+from mixerbench.devices import autocast
 from mixerbench.tracking.keys import Hardest, Prediction
 from mixerbench.training.group import ALONE, Group
 
@@ -80,7 +80,7 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    loader: DataLoader[Item],
+    loader: Iterable[ImageBatch],
     device: torch.device,
     precision: str,
     group: Group = ALONE,
@@ -89,17 +89,14 @@ def evaluate(
     """Run all images through ``model`` in evaluation mode.
 
     Args:
-        loader: this process's share of the images.
+        loader: this process's share of the images, on ``device``.
         group: the processes that have the others; all get the whole result.
         between_batches: called after each batch; what it raises passes through.
     """
-    dtype = weight_dtype(precision)
     was_training = model.training
     model.eval()
     columns: list[tuple[Tensor, ...]] = []
     for images, targets, indices, sources in loader:
-        images = images.to(device, dtype, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = model(images)
         logits = logits.float()
@@ -155,7 +152,7 @@ def _percent(correct: Tensor) -> float:
 
 def _thumbnail(images: Images, index: int) -> bytes | None:
     try:
-        image = images.load(index)
+        image = Image.fromarray(images.load(index))
     except UnreadableImageError:
         return None
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))

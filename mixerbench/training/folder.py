@@ -42,6 +42,7 @@ def complete(protocol: Protocol, splits: "Splits") -> None:
     data, distillation = protocol.data, protocol.recipe.distillation
     data.num_classes = len(splits.train.classes)
     data.digest = splits.digest()
+    data.packed = splits.packed
     if distillation.kind != "none" and distillation.teacher_checkpoint is not None:
         path = Path(distillation.teacher_checkpoint).expanduser()
         if not path.is_file():

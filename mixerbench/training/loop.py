@@ -175,8 +175,6 @@ def train(
                 for rank in order.own_ranks:
                     images, targets, indices, sources = next(micro_batches)
                     corrupt.add(indices, sources)
-                    images = images.to(device, dtype, non_blocking=True)
-                    targets = targets.to(device, non_blocking=True)
                     seed_generators("step", run.seed, progress.step, rank)
                     if mixup is not None:
                         images, targets = mixup(images, targets)

@@ -168,16 +168,6 @@ def test_profile_prints_one_json_object(command: Command) -> None:
     assert "multiply-adds" in found["gmacs_convention"]
 
 
-def test_profile_prints_a_table_whose_parts_add_up(command: Command) -> None:
-    line = "profile mixer=patch_ff size.depth=2 run.measure_seconds=0.05 run.measure_batch_size=2"
-    out = command(*line.split()).out
-    rows = [row.split() for row in out.splitlines()]
-    counts = {row[0]: int(row[-2].replace(",", "")) for row in rows if row and row[-1][1:2] == "."}
-    total = counts.pop("total")
-    assert {"stem", "blocks.0", "blocks.1", "head"} <= counts.keys()
-    assert sum(counts.values()) == total
-
-
 def test_profile_refuses_a_combination_that_does_not_fit(refused: Refused) -> None:
     assert "65" in refused("profile", "size.dim=65")
 

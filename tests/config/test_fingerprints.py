@@ -101,6 +101,19 @@ def test_every_single_field_is_hashed_or_named_above(path: str) -> None:
     assert same == (path in NOT_HASHED)
 
 
+def test_a_field_that_came_later_counts_only_where_it_is_not_as_before() -> None:
+    before = dataclasses.asdict(PROTOCOL)
+    for path in ("pixels", "packed"):  # runs of that time have no such field
+        del before["data"][path]
+    assert protocol_fingerprint(before) == protocol_fingerprint(PROTOCOL)
+    found = {protocol_fingerprint(PROTOCOL)}
+    for pixels, packed in [("same-law", None), ("exact", "short_side=256"), ("same-law", "raw")]:
+        other = copy.deepcopy(PROTOCOL)
+        other.data.pixels, other.data.packed = pixels, packed
+        found.add(protocol_fingerprint(other))
+    assert len(found) == 4
+
+
 def test_a_protocol_and_its_dictionary_have_one_fingerprint() -> None:
     content = dataclasses.asdict(PROTOCOL)
     through_json = json.loads(json.dumps(content))

@@ -80,11 +80,13 @@ def test_a_file_that_cannot_be_opened_is_unreadable(target, reason, tree, decode
     assert reason in reason_of(lambda: decode("flower/link.JPEG"), path)
 
 
-def test_want_of_memory_is_no_damage(tree, decode, monkeypatch):
-    def convert(*_: object) -> None:
+@pytest.mark.parametrize("decoder", ["mixerbench.data.images.decode_jpeg", "PIL.Image.open"])
+def test_want_of_memory_is_no_damage(decoder, tree, decode, monkeypatch):
+    def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", convert)
+    monkeypatch.setattr("mixerbench.data.images.decode_jpeg", lambda data: None)
+    monkeypatch.setattr(decoder, fail)
     with pytest.raises(MemoryError):
         decode("flower/0.JPEG")
 

@@ -57,9 +57,9 @@ def test_cifar_is_read_from_its_published_files(name, classes, train, cifar):
     assert list(splits.train.targets) == [number % classes for number in range(train)]
     assert list(splits.val.targets) == [number % classes for number in range(train, train + 4)]
     image = splits.train.load(3)
-    assert (image.mode, image.size) == ("RGB", (32, 32))
-    assert image.getpixel((0, 0)) == (200, 7, 3)
-    assert image.getpixel((1, 0)) == (200, 3, 3)
+    assert image.shape == (32, 32, 3)
+    assert image[0, 0].tolist() == [200, 7, 3]
+    assert image[0, 1].tolist() == [200, 3, 3]
     assert splits.val.name(2) == "2"
 
 
@@ -99,7 +99,7 @@ def test_random_images_are_as_many_and_as_large_as_the_settings_say(small):
     assert (len(splits.train.targets), len(splits.val.targets)) == (24, 7)
     assert list(splits.train.targets)[:7] == [0, 1, 2, 3, 4, 0, 1]
     assert len(splits.train.classes) == 5
-    assert (splits.train.load(0).mode, splits.train.load(0).size) == ("RGB", (32, 32))
+    assert (splits.train.load(0).dtype, splits.train.load(0).shape) == (np.uint8, (32, 32, 3))
 
 
 def test_random_images_differ_from_each_other(small):

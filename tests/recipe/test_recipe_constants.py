@@ -25,6 +25,8 @@ DEIT = {
     "data.train_images": None,
     "data.val_images": None,
     "data.digest": None,
+    "data.pixels": "exact",
+    "data.packed": None,
     "recipe.epochs": 300,
     "recipe.batch.size": 1024,
     "recipe.batch.micro_batch_size": 128,

@@ -1,0 +1,142 @@
+"""Training images per second of one core, from JPEG files to normalised batches.
+
+Peer: DeiT's pipeline, which is torchvision's ImageFolder, timm's transform and PyTorch's collate.
+All candidates see the same images with the same random draws, load in the training process, and
+end with the same thing: floats, normalised and erased. ``exact`` is compared with the peer to the
+bit before anything is timed. Packed images are read from shards of short side 256.
+
+    python benchmarks/input_pipeline.py [--rounds 15]
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Benchmark, compare, interleave
+from torch.utils.data import DataLoader, default_collate
+from torchvision.datasets.folder import default_loader
+from virtual_ranks import make_tree
+
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import PIXELS, Settings
+from mixerbench.data.draws import seed_generators
+from mixerbench.data.images import open_images
+from mixerbench.data.loader import train_loader
+from mixerbench.data.order import SampleOrder
+from mixerbench.recipe.augmentation import train_transform
+
+CPU = torch.device("cpu")
+BATCH = 32
+
+
+class DeiT:
+    """DeiT's data set, with the draws of our samples."""
+
+    def __init__(self, settings: Settings) -> None:
+        root = Path(settings.protocol.data.root or "") / "train"
+        images = open_images(settings.protocol).train
+        self._paths = [root / images.name(index) for index in range(len(images.targets))]
+        self._targets = images.targets
+        self._transform = train_transform(settings.protocol)
+
+    def __getitem__(self, sample: tuple[int, int, int]) -> Any:
+        index, epoch, repeat = sample
+        image = default_loader(str(self._paths[index]))
+        seed_generators("sample", 0, epoch, index, repeat)
+        return self._transform(image), self._targets[index]
+
+
+def forever(start: Callable[[int], Any]) -> Iterator[Any]:
+    epoch = 0
+    while True:
+        yield from start(epoch)
+        epoch += 1
+
+
+def ours(settings: Settings) -> Iterator[torch.Tensor]:
+    images = open_images(settings.protocol).train
+    batches, order = train_loader(images, settings.protocol, settings.run, CPU)
+
+    def start(epoch: int) -> Any:
+        order.start_at(epoch)
+        return (batch.images for batch in batches)
+
+    return forever(start)
+
+
+def deits(settings: Settings) -> Iterator[torch.Tensor]:
+    recipe = settings.protocol.recipe
+    data = DeiT(settings)
+    order = SampleOrder(len(data._targets), recipe.batch, recipe.augmentation.repeats, seed=0)
+    loader: Any = DataLoader(data, batch_sampler=order, collate_fn=default_collate)  # type: ignore
+
+    def start(epoch: int) -> Any:
+        order.start_at(epoch)
+        return (images for images, _ in loader)
+
+    return forever(start)
+
+
+def settings_for(root: Path, repeats: int, ranks: int, pixels: str = "exact") -> Settings:
+    return compose(
+        [
+            "protocol=imagenet_deit",
+            f"data.root={root}",
+            "data.num_classes=null",
+            f"data.pixels={pixels}",
+            f"recipe.augmentation.repeats={repeats}",
+            f"recipe.batch.size={ranks * BATCH}",
+            f"recipe.batch.micro_batch_size={BATCH}",
+            "run.workers=0",
+            "mixer=attention",
+            "size=micro",
+        ]
+    )
+
+
+def turn(batches: Iterator[torch.Tensor], count: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(count):
+            next(batches)
+
+    return run
+
+
+def main() -> None:
+    benchmark = Benchmark(__file__, __doc__ or "", rounds=15)
+    options = benchmark.options()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_tree(root / "files")
+        places = {"": root / "files"}
+        for kind in ("jpeg", "raw"):
+            from mixerbench.commands.pack import pack_folder
+
+            places[f" packed {kind}"] = pack_folder(root / "files", root / kind, kind)
+        for repeats, ranks in ((1, 1), (3, 4)):
+            peer = settings_for(root / "files", repeats, ranks)
+            first, expected = next(ours(peer)), next(deits(peer))
+            if not torch.equal(first, expected):
+                raise SystemExit("'exact' differs from DeiT's pipeline: nothing was measured.")
+            candidates = {"DeiT": turn(deits(peer), ranks)}
+            for place, path in places.items():
+                for pixels in PIXELS:
+                    if place and pixels == "same-law":
+                        continue
+                    settings = settings_for(path, repeats, ranks, pixels)
+                    candidates[f"{pixels}{place}"] = turn(ours(settings), ranks)
+            turns = interleave(candidates, options.rounds)
+            case = f"{repeats} cop{'ies' if repeats > 1 else 'y'} of an image, {ranks} virtual ranks"
+            speed = {
+                name: ranks * BATCH / sorted(t.cpu for t in own)[len(own) // 2]
+                for name, own in turns.items()
+            }
+            rows += compare(case, turns, "DeiT", images_per_second=speed)
+    benchmark.write(options, rows)
+
+
+if __name__ == "__main__":
+    main()
