@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from mixerbench.devices import choose_device
+from mixerbench.devices import autocast, choose_device
 from mixerbench.measure.hardware import hardware_name
+from mixerbench.measure.memory import MIB, _cpu_peak, _cuda_peak
 from mixerbench.training.provenance import git_state
 
 HERE = Path(__file__).parent
@@ -34,8 +36,109 @@ _PACKAGES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "mlflow")
 class Turn:
     """What one turn of a candidate took, in seconds."""
 
-    cpu: float  # of this process, all threads
+    cpu: float | None  # of this process, all threads; None: the work is another program's
     wall: float
+
+
+class Pass:
+    """A forward and a backward pass of a part or a model, as training makes them.
+
+    Args:
+        forward: what is timed, from ``x``.
+        x: the input; it gets a gradient if it ``requires_grad``, as that of any but the first
+            layer does.
+        parameters: by name; what is compared between candidates must be named alike.
+        precision: of autocast.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        x: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        precision: str = "fp32",
+    ) -> None:
+        self._forward, self._x, self._precision = forward, x, precision
+        self._leaves = {"x": x, **parameters} if x.requires_grad else dict(parameters)
+        self._weights: Tensor | None = None  # of the outputs in the sum that is differentiated
+
+    def __call__(self) -> None:
+        self._run()
+        self._forget()
+
+    def results(self) -> dict[str, Tensor]:
+        """The output and every gradient, by name."""
+        output = self._run().detach()
+        found = {n: leaf.grad for n, leaf in self._leaves.items() if leaf.grad is not None}
+        self._forget()
+        return {"output": output, **found}
+
+    def _run(self) -> Tensor:
+        with autocast(self._x.device, self._precision):
+            output = self._forward(self._x)
+        if output.requires_grad:  # not the zeros of mixer none
+            if self._weights is None:
+                generator = torch.Generator().manual_seed(0)
+                weights = torch.randn(output.shape, generator=generator)
+                self._weights = weights.to(output)
+            output.backward(self._weights)
+        return output
+
+    def _forget(self) -> None:
+        for leaf in self._leaves.values():
+            leaf.grad = None
+
+
+def check_same(
+    case: str,
+    passes: Mapping[str, Pass],
+    peer: str,
+    tolerance: float = 1e-5,
+    *,
+    gradients: bool = True,
+) -> dict[str, float]:
+    """How far each candidate's output and gradients are from ``peer``'s, of the largest value.
+
+    Random numbers are the same for all. 0 means equal bit by bit.
+
+    Args:
+        gradients: False compares the outputs alone, where parameters have other names.
+
+    Raises:
+        SystemExit: further than ``tolerance``: then there is nothing to compare.
+    """
+    outcomes = {}
+    for name, one in passes.items():
+        torch.manual_seed(0)
+        results = one.results()
+        outcomes[name] = results if gradients else {"output": results["output"]}
+    expected = outcomes.pop(peer)
+    worst = {}
+    for name, found in outcomes.items():
+        if found.keys() != expected.keys():
+            unlike = sorted(found.keys() ^ expected.keys())
+            sys.exit(f"{case}: {name} and {peer} do not both have {', '.join(unlike)}.")
+        differences = {key: _difference(found[key], expected[key]) for key in expected}
+        key = max(differences, key=differences.__getitem__)
+        worst[name] = differences[key]
+        if not worst[name] <= tolerance:
+            sys.exit(f"{case}: {name} and {peer} differ by {worst[name]:.2g} in {key}.")
+    return worst
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value, or to 0.01 where that is smaller."""
+    if one.shape != other.shape:
+        return float("inf")
+    largest = max(other.abs().max().item(), 0.01)
+    return (one.double() - other.double()).abs().max().item() / largest
+
+
+def peak_mib(call: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """What a call allocates at its peak, above what is there before it."""
+    call()  # what is kept from a first call on is not this call's
+    is_cuda = torch.device(device).type == "cuda"
+    return (_cuda_peak(call) if is_cuda else _cpu_peak(call)) / MIB
 
 
 def interleave(
@@ -91,6 +194,8 @@ def compare(
     for name, own in turns.items():
         row: dict[str, Any] = {"case": case, "candidate": name}
         for clock in ("cpu", "wall"):
+            if any(getattr(turn, clock) is None for turn in [*own, *turns[peer]]):
+                continue
             mine = [getattr(turn, clock) for turn in own]
             theirs = [getattr(turn, clock) for turn in turns[peer]]
             row[f"{clock}_ms"] = spread([1e3 * seconds for seconds in mine])
@@ -126,24 +231,39 @@ class Benchmark:
 
     def options(self) -> argparse.Namespace:
         """What the command line says; one thread on the CPU, as in a run."""
-        options = self.parser.parse_args()
+        options = self.parser.parse_intermixed_args()
         options.device = choose_device(options.device)
         if options.tiny:
             options.rounds = 1
         torch.set_num_threads(1)
         return options
 
-    def write(self, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print the figures, and keep them; a tiny run's only where ``--out`` says so."""
+    def hardware(self, options: argparse.Namespace) -> str:
+        """On what it runs, in a line."""
+        return hardware_name(options.device, options.precision)
+
+    def write(
+        self, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any
+    ) -> Path | None:
+        """Print the figures, and keep them; a tiny run's only where ``--out`` says so.
+
+        Args:
+            more: what belongs to no row, under a name of its own.
+
+        Returns:
+            The file.
+        """
         commit, dirty = git_state() or ("unknown", False)
         result = {
             "what": self._what,
             "command": " ".join(["python", f"benchmarks/{self._name}.py", *sys.argv[1:]]),
-            "hardware": hardware_name(options.device, options.precision),
+            "hardware": self.hardware(options),
+            "clock": "wall" if options.device.type == "cuda" else "cpu",
             "cores": os.cpu_count(),
             "versions": {name: found for name in _PACKAGES if (found := _version(name))},
             "commit": commit + ("-dirty" if dirty else ""),
             "rounds": options.rounds,
+            **more,
             "rows": list(rows),
         }
         text = json.dumps(_rounded(result), indent=1) + "\n"
@@ -153,6 +273,7 @@ class Benchmark:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text, encoding="utf-8")
+        return out
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -3,27 +3,26 @@
 Peer: the same table and scatter as one file of itables and Plotly's own, if these are installed
 (``pip install itables plotly``). The two are opened in turns in one browser.
 
-    python benchmarks/leaderboard_site.py [--entries 200] [--rounds 10] [--out FILE]
+    python benchmarks/leaderboard_site.py [--entries 200] [--rounds 10]
 """
 
-import argparse
-import json
-import os
-import statistics
+import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from harness import HERE, Benchmark, Turn, compare
+
 sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))  # the generator that the tests use
 
 # Since the address was entered: something is painted; the table stands; the plots are drawn.
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
 
 
-def write_ours(folder: Path, entries: int) -> tuple[Path, dict[str, Any]]:
+def write_ours(folder: Path, entries: int) -> tuple[Path, float]:
+    """The board's page, and the megabytes of all pages."""
     from made_stores import MadeStore, fill
 
     from leaderboard.board import boards
@@ -32,14 +31,12 @@ def write_ours(folder: Path, entries: int) -> tuple[Path, dict[str, Any]]:
 
     store = MadeStore(folder)
     fill(store, entries=entries, seeds=1)
-    begin = time.perf_counter()
     source = Store(store.uri)
     reading = source.read()
     (board,) = boards(reading.runs, source=source)
     site = write_site(source, [board], folder / "site")
-    figures = {"megabytes": site.bytes / 1e6, "seconds_to_write": time.perf_counter() - begin}
     board.frame().to_pickle(folder / "frame.pkl")
-    return site.folder / board_page(board), figures
+    return site.folder / board_page(board), site.bytes / 1e6
 
 
 def write_peer(folder: Path) -> Path | None:
@@ -60,58 +57,52 @@ def write_peer(folder: Path) -> Path | None:
     return page
 
 
-def open_once(browser: Any, path: Path) -> tuple[float, float]:
-    """Milliseconds to the first paint, and until a plot and the table are there."""
+def open_once(browser: Any, path: Path) -> dict[str, Turn]:
+    """Until something is painted, and until a plot and the table are there.
+
+    The work is the browser's, so there is no time of this process.
+    """
     page = browser.new_page()
     begin = time.perf_counter()
     page.goto(path.absolute().as_uri(), wait_until="commit")
     page.wait_for_selector("svg.main-svg")
     page.wait_for_selector("table.dataTable")
-    complete = 1000 * (time.perf_counter() - begin)
+    complete = time.perf_counter() - begin
     while (painted := page.evaluate(PAINTED)) is None:
         time.sleep(0.02)
     page.close()
-    return float(painted), complete
+    return {"painted": Turn(None, float(painted) / 1000), "complete": Turn(None, complete)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--entries", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "leaderboard_site.json")
-    options = parser.parse_args()
+    benchmark = Benchmark(__file__, __doc__, rounds=10)
+    benchmark.parser.add_argument("--entries", type=int, default=200)
+    options = benchmark.options()
+    entries = 2 if options.tiny else options.entries
     sys.path.insert(0, str(HERE.parent / "docs"))
     from playwright.sync_api import sync_playwright
     from screenshots import chromium
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        ours, figures = write_ours(Path(folder), options.entries)
-        peer = write_peer(Path(folder))
+        ours, megabytes = write_ours(Path(folder), entries)
+        pages, figures = {"ours": ours}, {"megabytes": {"ours": megabytes}}
+        if (peer := write_peer(Path(folder))) is not None:
+            pages["itables and Plotly"] = peer
+            figures["megabytes"]["itables and Plotly"] = peer.stat().st_size / 1e6
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        times: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
+        opened: dict[str, list[dict[str, Turn]]] = {name: [] for name in pages}
+        names = list(pages)
         for _ in range(options.rounds + 1):
-            for name, path in (("ours", ours), ("peer", peer)):
-                if path is not None:
-                    times[name].append(open_once(browser, path))
+            random.shuffle(names)
+            for name in names:
+                opened[name].append(open_once(browser, pages[name]))
         browser.close()
-    result: dict[str, Any] = {
-        "what": f"pages of a board of {options.entries} entries, opened from the disk",
-        "rounds": options.rounds,
-        "hardware": f"{os.cpu_count()} cores",
-        **figures,
-    }
-    for name, both in times.items():
-        for kind, milliseconds in zip(
-            ("painted", "complete"), zip(*both[1:], strict=True), strict=False
-        ):
-            quartiles = statistics.quantiles(milliseconds, n=4)
-            result[f"{name}_ms_{kind}"] = {
-                "median": statistics.median(milliseconds),
-                "quartiles": [quartiles[0], quartiles[2]],
-            }
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    rows: list[dict[str, Any]] = []
+    for kind in ("painted", "complete"):
+        turns = {name: [one[kind] for one in own[1:]] for name, own in opened.items()}
+        # Without the peer ours are times without a ratio.
+        rows += compare(f"{kind}, {entries} entries", turns, list(turns)[-1], **figures)
+    benchmark.write(options, rows)
 
 
 if __name__ == "__main__":

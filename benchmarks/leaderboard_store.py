@@ -3,23 +3,22 @@
 Peer: ``mlflow.search_runs``, MLflow's own data frame of all runs, on the same SQLite store. Each
 reading is a process of its own, as a command is, imports included; the kinds take turns.
 
-    python benchmarks/leaderboard_store.py [--runs 10000] [--store FOLDER] [--rounds 3] [--out FILE]
+    python benchmarks/leaderboard_store.py [--runs 10000] [--store FOLDER] [--rounds 3]
 
 Filling a store through the client's API takes about 80 ms a run; ``--store`` keeps it for later.
 """
 
-import argparse
-import json
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
+from harness import HERE, Benchmark, Turn, compare
+
 sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))  # the generator that the tests use
 
 READ = """
@@ -33,6 +32,7 @@ mlflow.set_tracking_uri(sys.argv[1])
 found = mlflow.search_runs(search_all_experiments=True, max_results=50000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(found))
 """
+KINDS = ("first", "again", "with news", "mlflow.search_runs")
 SEEDS = 50  # of one model, so that the board has runs / 50 entries, each of the newest run a seed
 
 
@@ -50,15 +50,21 @@ def fill(folder: Path, runs: int) -> str:
     return store.uri
 
 
-def read(code: str, uri: str, cache: str) -> tuple[float, float]:
-    """Seconds and MiB of a process."""
-    environment = {**os.environ, "XDG_CACHE_HOME": cache, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    begin = time.perf_counter()
+def read(code: str, uri: str, cache: Path) -> tuple[Turn, float]:
+    """What a process took, and its MiB."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    cpu, wall = _seconds_of_children(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, uri], env=environment, check=True, capture_output=True,
         text=True,
     )  # fmt: skip
-    return time.perf_counter() - begin, int(done.stdout.split()[0]) / 1024
+    turn = Turn(_seconds_of_children() - cpu, time.perf_counter() - wall)
+    return turn, int(done.stdout.split()[0]) / 1024
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def add_run(uri: str) -> None:
@@ -75,48 +81,30 @@ def add_run(uri: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--store", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "leaderboard_store.json")
-    options = parser.parse_args()
-    kinds: dict[str, list[tuple[float, float]]] = {
-        name: [] for name in ("first", "again", "with_news", "peer")
-    }
+    benchmark = Benchmark(__file__, __doc__, rounds=3)
+    benchmark.parser.add_argument("--runs", type=int, default=10_000)
+    benchmark.parser.add_argument("--store", type=Path, help="where it is kept for another time")
+    options = benchmark.options()
+    # Each of these processes imports for seconds: two of them show whether all run.
+    runs, kinds = (3, KINDS[2:]) if options.tiny else (options.runs, KINDS)
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    memory: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as place:
         folder = options.store or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        uri = fill(folder, options.runs)
-        for round in range(options.rounds):
-            cache = str(Path(place) / f"cache-{round}")
-            kinds["first"].append(read(READ, uri, cache))
-            kinds["again"].append(read(READ, uri, cache))
-            add_run(uri)
-            kinds["with_news"].append(read(READ, uri, cache))
-            kinds["peer"].append(read(PEER, uri, cache))
-    result: dict[str, Any] = {
-        "what": f"a process that reads a SQLite store of {options.runs} runs and prints the board",
-        "rounds": options.rounds,
-        "mlflow": _version("mlflow"),
-        "hardware": f"{os.cpu_count()} cores",
-    }
-    for name, measured in kinds.items():
-        seconds = [one[0] for one in measured]
-        result[name] = {
-            "seconds_median": statistics.median(seconds),
-            "seconds": seconds,
-            "memory_mib": max(one[1] for one in measured),
-        }
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
+        uri = fill(folder, runs)
+        for number in range(options.rounds):
+            # In this order: each kind is what the one before leaves behind. No round goes
+            # uncounted, for a command's first call is what is asked about.
+            for kind in kinds:
+                if kind == "with news":
+                    add_run(uri)
+                code = PEER if kind == "mlflow.search_runs" else READ
+                turn, mib = read(code, uri, Path(place) / f"cache-{number}")
+                turns[kind].append(turn)
+                memory[kind] = max(memory[kind], mib)
+    rows = compare(f"{runs} runs", turns, "mlflow.search_runs", memory_mib=memory)
+    benchmark.write(options, rows)
 
 
 if __name__ == "__main__":

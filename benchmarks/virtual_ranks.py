@@ -1,23 +1,19 @@
 """What it costs that every draw is a function of seed, step and sample.
 
-Peer: the same steps from PyTorch's plain RandomSampler, with generators that nobody sets. Both
-sides train in one process, in turns of a few steps, on JPEG files of ImageNet's usual size;
+Peer: the same steps from PyTorch's plain RandomSampler, with generators that nobody sets, timm's
+transform and PyTorch's collate; both decode alike. Both sides train in one process, in turns of
+a few steps, on JPEG files of ImageNet's usual size;
 ``protocol=digits`` among the settings takes the digits, the smallest images there are.
 
-    python benchmarks/virtual_ranks.py [--rounds 20] [--out benchmarks/results/virtual_ranks.json]
+    python benchmarks/virtual_ranks.py [--rounds 20] [SETTING=VALUE ...]
 """
 
-import argparse
-import json
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from harness import Benchmark, compare, interleave
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -28,7 +24,6 @@ from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Images, open_images
 from mixerbench.data.loader import train_loader
 from mixerbench.devices import choose_device
-from mixerbench.measure.hardware import hardware_name
 from mixerbench.models.backbone import without_statistics
 from mixerbench.recipe.augmentation import train_transform
 from mixerbench.recipe.loss import create_loss
@@ -38,12 +33,14 @@ from mixerbench.training.loop import build_model
 
 STEPS = 4  # of one turn
 IMAGES = 512
+SETTINGS = {"recipe.batch.size": 32, "recipe.batch.micro_batch_size": 8}
+TINY = {"recipe.batch.size": 8, "recipe.batch.micro_batch_size": 4, "protocol.image_size": 32}
 
 
-def make_tree(root: Path) -> None:
+def make_tree(root: Path, images: int = IMAGES) -> None:
     """Crops of two photographs of 500 x 375 pixels, ImageNet's median, in 8 classes."""
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    for number in range(IMAGES):
+    for number in range(images):
         left, top = 17 * number % 140, 11 * number % 52
         crop = photographs[number % 2].crop((left, top, left + 500, top + 375))
         for split in ("train", "val") if number < 8 else ("train",):
@@ -60,14 +57,15 @@ class Plain(Dataset[Any]):
         return len(self.images.targets)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(self.images.load(index)), self.images.targets[index]
+        image = Image.fromarray(self.images.load(index))
+        return self.transform(image), self.images.targets[index]
 
 
 class Side:
-    """One way of training; ``run`` takes a turn and returns its seconds."""
+    """One way of training; a call is a turn of some steps."""
 
-    def __init__(self, settings: Settings, exact: bool) -> None:
-        self.exact, self.settings = exact, settings
+    def __init__(self, settings: Settings, exact: bool, steps: int) -> None:
+        self.exact, self.steps = exact, steps
         protocol, run = settings.protocol, settings.run
         self.device = choose_device(run.device)
         splits = open_images(protocol)
@@ -97,11 +95,8 @@ class Side:
             yield from self.loader
             epoch += 1
 
-    def run(self) -> float:
-        # On a CPU its own time: other programs on the machine do not count.
-        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
-        started = clock()
-        for _ in range(STEPS):
+    def __call__(self) -> None:
+        for _ in range(self.steps):
             self.optimizer.zero_grad(set_to_none=True)
             for rank in range(self.ranks):
                 images, targets, *_ = next(self.batches)
@@ -117,20 +112,15 @@ class Side:
                 (self.loss(logits, targets) / self.ranks).backward()
             self.optimizer.step()
             self.step += 1
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return clock() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("settings", nargs="*")
-    options = parser.parse_intermixed_args()
-    torch.set_num_threads(1)
+    benchmark = Benchmark(__file__, __doc__, rounds=20)
+    benchmark.parser.add_argument("settings", nargs="*", help="of a run, as mixerbench train's")
+    options = benchmark.options()
+    images, steps, sizes = (8, 1, TINY) if options.tiny else (IMAGES, STEPS, SETTINGS)
     with tempfile.TemporaryDirectory() as root:
-        make_tree(Path(root))
+        make_tree(Path(root), images)
         settings = compose(
             [
                 "protocol=imagenet_deit",
@@ -138,32 +128,21 @@ def main() -> None:
                 "data.num_classes=null",
                 "mixer=patch_ff",
                 "size=micro",
-                "recipe.batch.size=32",
-                "recipe.batch.micro_batch_size=8",
+                *(f"{name}={value}" for name, value in sizes.items()),
+                f"run.device={options.device}",
+                f"run.precision={options.precision}",
                 *options.settings,
             ]
         )
-        exact, plain = Side(settings, True), Side(settings, False)
-        for side in (exact, plain):
-            side.run()
-        turns = [(exact.run(), plain.run()) for _ in range(options.rounds)]
-    ratios = sorted(one / other for one, other in turns)
-    result = {
-        "what": "seconds of exact virtual ranks / of PyTorch's plain sampler and generators",
-        "ratio_median": statistics.median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "images_per_second": [
-            STEPS * settings.protocol.recipe.batch.size / statistics.median(seconds)
-            for seconds in zip(*turns, strict=True)
-        ],
-        "rounds": options.rounds,
-        "settings": [s for s in settings.overrides if "root" not in s],
-        "hardware": hardware_name(exact.device, settings.run.precision),
-    }
-    text = json.dumps(result, indent=2) + "\n"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+        sides = {
+            "virtual ranks": Side(settings, True, steps),
+            "plain sampler": Side(settings, False, steps),
+        }
+        turns = interleave(sides, options.rounds, options.device)
+    case = f"{steps} steps of {settings.protocol.recipe.batch.size} images"
+    rows = compare(case, turns, "plain sampler")
+    said = [one for one in settings.overrides if root not in one]
+    benchmark.write(options, rows, settings=said)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 from typing import Protocol as Interface
@@ -124,22 +125,24 @@ class _Arrays:
 
 
 def _digits() -> Splits:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # published as 0..16
+    # scikit-learn's file without scikit-learn, whose import takes longer than an epoch.
+    folder = find_spec("sklearn").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)  # 64 levels and the digit
+    digits, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    pixels = np.round(digits * (255 / 16)).astype(np.uint8)  # published as 0..16
     pixels = np.repeat(pixels[..., None], 3, axis=-1)
     val = np.zeros(len(pixels), dtype=bool)
     random = np.random.RandomState(_SPLIT_SEED)  # frozen: the same split in every NumPy version
     for label in range(10):
-        members = random.permutation(np.flatnonzero(digits.target == label))
+        members = random.permutation(np.flatnonzero(labels == label))
         val[members[: round(_VAL_SHARE * len(members))]] = True
     classes = [str(label) for label in range(10)]
 
     def split(chosen: np.ndarray) -> _Arrays:
         numbers = np.flatnonzero(chosen)
         names = [str(number) for number in numbers]
-        return _Arrays(pixels[numbers], digits.target[numbers], classes, names)
+        return _Arrays(pixels[numbers], labels[numbers].tolist(), classes, names)
 
     return Splits(split(~val), split(val))
 

@@ -134,7 +134,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         """(B, in_dim, H, W) on ``grid`` -> (B, out_dim, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
+        # Written in place where the backward pass does not need what was there.
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         strided = 1
         if self.mixer is not None:
             strided = self.mixer.stride
@@ -145,9 +146,9 @@ class Bottleneck(nn.Module):
         if self.stride != strided:  # rounds up, as a strided convolution does
             x = F.avg_pool2d(x, 2, ceil_mode=True)
         if self.mixer is not None:
-            x = F.relu(self.bn2(x))
+            x = F.relu(self.bn2(x), inplace=True)
         x = self.bn3(self.conv3(x))
-        return F.relu(shortcut + self.drop_path(self.ls(x)))
+        return F.relu(self.drop_path(self.ls(x)).add_(shortcut), inplace=True)
 
 
 def _strided(grid: TokenGrid, stride: int) -> TokenGrid:
