@@ -129,7 +129,9 @@ def main() -> None:
                     settings = settings_for(path, repeats, ranks, pixels)
                     candidates[f"{pixels}{place}"] = turn(ours(settings), ranks)
             turns = interleave(candidates, options.rounds)
-            case = f"{repeats} cop{'ies' if repeats > 1 else 'y'} of an image, {ranks} virtual ranks"
+            case = (
+                f"{repeats} cop{'ies' if repeats > 1 else 'y'} of an image, {ranks} virtual ranks"
+            )
             speed = {
                 name: ranks * BATCH / sorted(t.cpu for t in own)[len(own) // 2]
                 for name, own in turns.items()

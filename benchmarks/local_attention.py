@@ -2,11 +2,13 @@
 
 Peer: the k x k neighbours of every token copied out by ``F.unfold``, for keys and for values,
 the relative embedding added to the copied keys, one softmax over k * k. Same parameters; values
-and gradients are shown to be equal first. On a GPU also ``flex_attention``, compiled.
+and gradients are shown to be equal first. Both alone, from q, k and v to their mixture, and as
+whole mixers with their projections. On a GPU also ``flex_attention``, compiled.
 
     python benchmarks/local_attention.py [--heads 6] [--rounds 9]
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -104,14 +106,17 @@ def main() -> None:
     device = options.device
     dim, heads, batches = (32, 2, {4: 2}) if options.tiny else (DIM, options.heads, BATCHES)
     rows = []
-    for border in ("masked", "zero"):
+    for border, whole in itertools.product(("masked", "zero"), (False, True)):
         for side, batch in batches.items():
             torch.manual_seed(0)
             grid = TokenGrid(side, side)
             mixer = create_mixer(
-                "local_attention", dim, grid, heads, window=WINDOW, border=border
+                "local_attention", dim, grid, heads, window=WINDOW, border=border, out_proj=whole
             ).to(device)
-            x = torch.randn(batch, grid.tokens, dim, device=device, requires_grad=True)
+            if not whole:  # the input is q, k and v
+                mixer.qkv = torch.nn.Identity()
+            width = dim if whole else 3 * dim
+            x = torch.randn(batch, grid.tokens, width, device=device, requires_grad=True)
             forwards = {
                 "ours": lambda x, mixer=mixer, grid=grid: mixer(x, grid),
                 "unfold": unfold(mixer, grid),
@@ -123,12 +128,13 @@ def main() -> None:
                 name: Pass(forward, x, dict(mixer.named_parameters()), options.precision)
                 for name, forward in forwards.items()
             }
-            case = f"{border}, {side} x {side}, batch {batch}"
+            part = "mixer" if whole else "attention"
+            case = f"{part}, {border}, {side} x {side}, batch {batch}"
             tolerance = 1e-5 if options.precision == "fp32" else 3e-2
             check_same(case, passes, "unfold", tolerance)
             memory = {name: peak_mib(one, device) for name, one in passes.items()}
             turns = interleave(passes, options.rounds, device)
-            bar = {"ours": BARS[border, side]} if (border, side) in BARS else {}
+            bar = {"ours": BARS[border, side]} if not whole and (border, side) in BARS else {}
             rows += compare(case, turns, "unfold", memory_mib=memory, bar=bar)
     benchmark.write(options, rows, heads=heads)
 

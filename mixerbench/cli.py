@@ -1,6 +1,7 @@
 """The command line: ``mixerbench <command> ...``. Nothing heavy is imported before it is needed."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,9 @@ Examples
 
 def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports home by default
+    # PyTorch's import makes a million objects, which Python by default searches for cycles again
+    # and again: a tenth of the time to the first step.
+    gc.set_threshold(100_000, 50, 1000)
     sys.exit(exit_code(lambda: _dispatch(sys.argv[1:])))
 
 

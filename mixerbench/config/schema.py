@@ -209,7 +209,7 @@ class Run:
     checkpoint_every_steps: Optional[int] = None  # beside those; None: within epochs none
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 256
-    measure: bool = True  # FLOPs, throughput, latency and memory after training
+    measure: bool = True  # MFU while training; FLOPs, throughput, latency and memory after it
     measure_batch_size: int = 32
     measure_seconds: float = 2.0
     resume: str = "never"  # never; auto: the newest unfinished run of these settings; or its folder

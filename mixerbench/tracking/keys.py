@@ -58,6 +58,8 @@ class Metric:
     TRAIN_LOSS: Final = "train/loss"
     LEARNING_RATE: Final = "train/lr"
     TRAIN_IMAGES_PER_SECOND: Final = "train/images_per_second"
+    # Model FLOPs utilization, in percent: what the speed needs of the devices' measured peak.
+    MFU: Final = "train/mfu"
     TRAIN_SECONDS: Final = "train/seconds"  # of training until this step, as TRAINING_SECONDS
 
     VAL_TOP1: Final = "val/top1"

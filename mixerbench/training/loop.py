@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerbench.config.schema import Settings
+from mixerbench.config.schema import Run, Settings
 from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
 from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Splits
@@ -19,6 +19,7 @@ from mixerbench.data.loader import eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype
 from mixerbench.errors import Preempted, TrainingStopped, UserError
+from mixerbench.measure.peak import peak_flops, training_flops
 from mixerbench.models import create_model
 from mixerbench.models.backbone import without_statistics
 from mixerbench.recipe.loss import DistillationLoss, create_loss
@@ -88,6 +89,7 @@ def train(
     journal: Journal,
     preemption: Preemption,
     group: Group,
+    macs: int | None = None,
 ) -> Result:
     """Train, or continue from the newest checkpoint in ``folder``.
 
@@ -97,6 +99,7 @@ def train(
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
         preemption: asked after each step and each batch of an evaluation.
         group: the processes of the run; the first one writes to ``folder`` and ``journal``.
+        macs: of one image's forward pass, for the MFU in the log; None logs none.
 
     Raises:
         Preempted: it said so; the state of the last step is saved.
@@ -126,7 +129,8 @@ def train(
     validation = eval_loader(splits.val, protocol, run, device, group.rank, group.size)
     corrupt = CorruptImages(splits.train, "train", protocol.data.max_corrupt)
     corrupt_val = CorruptImages(splits.val, "val", protocol.data.max_corrupt)
-    watch = _Watch(splits, order, group, corrupt, folder)
+    at_peak = None if macs is None else _seconds_at_peak(macs, device, run, group)
+    watch = _Watch(splits, order, group, corrupt, folder, at_peak)
 
     saved = state.load_newest(folder / CHECKPOINTS, about["identity"])
     progress = state.progress
@@ -239,6 +243,11 @@ def train(
     return Result(model, ema.module, final, final_ema, (corrupt, corrupt_val))
 
 
+def _seconds_at_peak(macs: int, device: torch.device, run: Run, group: Group) -> float:
+    """What an image would take if all devices only multiplied matrices."""
+    return training_flops(macs) / (group.size * peak_flops(device, run.precision))
+
+
 def _validate(
     state: TrainingState,
     loader: Any,
@@ -310,9 +319,11 @@ class _Watch:
         group: Group,
         corrupt: CorruptImages,
         folder: Path,
+        seconds_at_peak: float | None,
     ) -> None:
         self._splits, self._order, self._group = splits, order, group
         self._corrupt, self._folder = corrupt, folder
+        self._seconds_at_peak = seconds_at_peak  # of an image
         self.start()
 
     def add(self, loss: Tensor) -> None:
@@ -340,7 +351,7 @@ class _Watch:
         return [*self._before, *losses.flatten().tolist()]
 
     def read(self, step: int, saved: Path | None) -> dict[str, float]:
-        """The mean loss and the speed since the last call.
+        """The mean loss and the speed since the last call, in images and as MFU.
 
         Raises:
             TrainingStopped: as ``losses``.
@@ -348,10 +359,13 @@ class _Watch:
         losses = torch.tensor(self.losses(step, saved), dtype=torch.float64)
         now = time.perf_counter()
         images = len(self._losses) / len(self._order.own_ranks) * self._order.batch_size
+        speed = images / (now - self._started)
         metrics = {
             Metric.TRAIN_LOSS: losses.mean().item(),
-            Metric.TRAIN_IMAGES_PER_SECOND: images / (now - self._started),
+            Metric.TRAIN_IMAGES_PER_SECOND: speed,
         }
+        if self._seconds_at_peak is not None:
+            metrics[Metric.MFU] = 100 * speed * self._seconds_at_peak
         self.start()
         return metrics
 

@@ -1,6 +1,7 @@
 """Progress on the terminal, read from journals: of one run, or of many side by side."""
 
 import sys
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +27,7 @@ class ProgressView:
         self._lines = enabled and not self._bars
         self._tasks: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
+        self._speeds: dict[str, str] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -33,7 +35,7 @@ class ProgressView:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}"),
+            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}{task.fields[speed]}"),
             console=self._console,
             disable=not self._bars,
         )
@@ -49,7 +51,7 @@ class ProgressView:
         """Show a run that has not begun."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(
-                escape(name), start=False, total=None, loss="-", top1="-"
+                escape(name), start=False, total=None, loss="-", top1="-", speed=""
             )
 
     def show(self, name: str, record: Record) -> None:
@@ -63,17 +65,30 @@ class ProgressView:
         elif record["kind"] == "metrics":
             values = record["values"]
             if Metric.TRAIN_LOSS in values:
+                self._speeds[name] = _speed(values)
                 self._progress.update(
-                    task, completed=record["step"], loss=f"{values[Metric.TRAIN_LOSS]:.3f}"
+                    task,
+                    completed=record["step"],
+                    loss=f"{values[Metric.TRAIN_LOSS]:.3f}",
+                    speed=f"  {self._speeds[name]}",
                 )
             if Metric.VAL_TOP1 in values:
                 top1 = f"{values[Metric.VAL_TOP1]:.1f} %"
                 self._progress.update(task, top1=top1)
                 if self._lines:
                     total = self._totals.get(name, "?")
-                    print(f"{name}: step {record['step']}/{total}, top-1 {top1}", file=sys.stderr)
+                    speed = f", {self._speeds[name]}" if name in self._speeds else ""
+                    print(
+                        f"{name}: step {record['step']}/{total}, top-1 {top1}{speed}",
+                        file=sys.stderr,
+                    )
 
     def ended(self, name: str, message: str) -> None:
         """Say why the run ``name`` did not finish, if it did not, without breaking the bars."""
         if message:
             self._console.print(f"{name}: {message}", markup=False, highlight=False)
+
+
+def _speed(values: Mapping[str, float]) -> str:
+    mfu = f", MFU {values[Metric.MFU]:.0f} %" if Metric.MFU in values else ""
+    return f"{values[Metric.TRAIN_IMAGES_PER_SECOND]:,.0f} images/s{mfu}"

@@ -78,7 +78,7 @@ def run_training(
     """
     if settings.protocol.data.download:  # one process does, before the others look
         group.first(lambda: _open(settings) and None)
-    splits, model, teacher = group.together(lambda: _prepare(settings, group))
+    splits, model, teacher, macs = group.together(lambda: _prepare(settings, group))
 
     with ExitStack() as held:
 
@@ -102,7 +102,16 @@ def run_training(
                 _describe(settings, folder, device, group, journal)
             with Preemption(group.largest) as preemption, _out_of_memory(settings, device):
                 result = train(
-                    settings, splits, model, teacher, folder, about, journal, preemption, group
+                    settings,
+                    splits,
+                    model,
+                    teacher,
+                    folder,
+                    about,
+                    journal,
+                    preemption,
+                    group,
+                    macs,
                 )
             weights = {
                 name: {key: whole(tensor) for key, tensor in module.state_dict().items()}
@@ -120,8 +129,12 @@ def _open(settings: Settings) -> Splits:
         return open_images(settings.protocol)
 
 
-def _prepare(settings: Settings, group: Group) -> tuple[Splits, nn.Module, nn.Module | None]:
-    """The images, the model and the teacher; the settings are complete after it.
+def _prepare(
+    settings: Settings, group: Group
+) -> tuple[Splits, nn.Module, nn.Module | None, int | None]:
+    """The images, the model, the teacher, and the model's multiply-adds where they are counted.
+
+    The settings are complete after it.
 
     Raises:
         UserError: something does not fit, before there is a folder.
@@ -135,13 +148,14 @@ def _prepare(settings: Settings, group: Group) -> tuple[Splits, nn.Module, nn.Mo
         complete(settings.protocol, splits)
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
-        if settings.run.measure and group.is_first:
-            count_macs(model, settings.protocol.image_size)  # what cannot be counted fails now
+        macs = None
+        if settings.run.measure and group.is_first:  # what cannot be counted fails now
+            macs = count_macs(model, settings.protocol.image_size).total
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
         _try_names(settings, model)
     if not settings.tracking.offline and group.is_first:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
-    return splits, model, teacher
+    return splits, model, teacher, macs
 
 
 @contextmanager
