@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,11 @@ from mixerbench.config.schema import Protocol
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 # Read when torch is imported: small models on shared cores only wait for a second thread.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where Python may not keep bytecode next to its sources, every process that a test starts would
+# compile all of torch again, which takes longer than importing it.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache/bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -93,26 +93,30 @@ def _train(settings: Settings) -> None:
         run_training(settings, group)
 
 
-def _undisturbed(place: Path, size: int, *overrides: str) -> Path:
-    """The folder of the same run in so many processes without an agent, which start fast."""
-    settings = compose([*TINY, f"run.root={place}", *overrides])
-    assert finish(start_group(_train, size, settings)) == [0] * size
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, undisturbed and without an agent: its processes start fast."""
+    place = tmp_path_factory.mktemp("whole")
+    settings = compose([*TINY, f"run.root={place}", "run.devices=2"])
+    assert finish(start_group(_train, 2, settings)) == [0, 0]
     (path,) = place.glob(f"*/*/{FILE_NAME}")
     return path.parent
 
 
 @pytest.mark.slow
-def test_after_the_death_of_a_process_all_go_on_in_the_same_folder(tmp_path: Path) -> None:
-    launch = Launch(tmp_path, "run.devices=4")
+def test_after_the_death_of_a_process_all_go_on_in_the_same_folder(
+    whole: Path, tmp_path: Path
+) -> None:
+    launch = Launch(tmp_path, "run.devices=2")
     launch.worker(0, after=5).kill()
-    launch.worker(2, after=15).kill()
+    launch.worker(1, after=15).kill()
     code, said = launch.end()
     print(said)
     assert code == 0, said
     folder = launch.folder()  # there is one
     assert is_finished(folder / FILE_NAME)
     assert _starts(folder) == 3
-    assert differences(_undisturbed(tmp_path / "whole", 4, "run.devices=4"), folder) == []
+    assert differences(whole, folder) == []
 
 
 @pytest.mark.slow
@@ -132,7 +136,7 @@ def test_too_many_deaths_stop_the_run_with_its_checkpoints(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_agent_saves_the_state_within_the_step(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, whole: Path, tmp_path: Path
 ) -> None:
     launch = Launch(tmp_path, "run.devices=2", "run.checkpoint_every_steps=null")
     launch.tell(number, after=6)
@@ -148,4 +152,4 @@ def test_a_signal_to_the_agent_saves_the_state_within_the_step(
     again = ["run.devices=2", "run.checkpoint_every_steps=null"]
     settings = compose([*TINY, *again, f"run.root={launch.root}", f"run.resume={folder}"])
     assert finish(start_group(_train, 2, settings)) == [0, 0]
-    assert differences(_undisturbed(tmp_path / "whole", 2, *again), folder) == []
+    assert differences(whole, folder) == []
