@@ -97,7 +97,8 @@ def evaluate(
     model.eval()
     columns: list[tuple[Tensor, ...]] = []
     for images, targets, indices, sources in loader:
-        with autocast(device, precision):
+        # A model that trains compiled would be compiled again, for each size of a batch.
+        with torch.compiler.set_stance("force_eager"), autocast(device, precision):
             logits = model(images)
         logits = logits.float()
         probabilities = logits.softmax(dim=1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -34,9 +35,10 @@ def distribute(
     Args:
         example: images of one micro-batch, of any content.
     """
+    if run.compile:
+        _compile_blocks(model)
     if group.size == 1:
-        alone = _compiled(model, run)
-        return lambda images, last: alone(images)
+        return lambda images, last: model(images)
     if run.parallel == "fsdp":
         return _sharded(model, ema, run, group, example.device)
     return _replicated(model, run, group, example)
@@ -53,12 +55,11 @@ def _replicated(model: nn.Module, run: Run, group: Group, example: Tensor) -> Fo
             gradient_as_bucket_view=True,
             static_graph=True,
         )
-    forward = _compiled(replica, run)
-    _warm_up(forward, model, example)
+    _warm_up(replica, model, example)
 
     def call(images: Tensor, last: bool) -> Logits:
         with nullcontext() if last else replica.no_sync():
-            return forward(images)
+            return replica(images)
 
     return call
 
@@ -93,13 +94,21 @@ def _sharded(
             if isinstance(part, Block | Bottleneck):
                 fully_shard(part, mesh=mesh)
         fully_shard(root, mesh=mesh)
-    forward = _compiled(model, run)
     # Every micro-batch is reduced at once: keeping whole gradients would cost what was saved.
-    return lambda images, last: forward(images)
+    return lambda images, last: model(images)
 
 
-def _compiled(model: nn.Module, run: Run) -> nn.Module:
-    return torch.compile(model) if run.compile else model  # type: ignore[return-value]
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile what is repeated, once for all its repetitions: the start does not grow with depth.
+
+    Stochastic depth stays outside. Its rates differ, so that each block would be compiled for its
+    own; and it draws as it does without compiling.
+    """
+    for part in model.modules():
+        if isinstance(part, DropPath):
+            part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+        elif isinstance(part, Block | Bottleneck):
+            part.compile()
 
 
 def whole(tensor: Tensor) -> Tensor:
