@@ -59,7 +59,8 @@ def _enter(work: Callable[..., Any], rank: int, size: int, port: int, arguments:
 # --- what they leave behind -------------------------------------------------------------------
 
 CLOCKS = (
-    *(Metric.TRAIN_IMAGES_PER_SECOND, Metric.TRAIN_SECONDS, Metric.TRAINING_SECONDS),
+    *(Metric.TRAIN_IMAGES_PER_SECOND, Metric.MFU),
+    *(Metric.TRAIN_SECONDS, Metric.TRAINING_SECONDS),
     Metric.SYSTEM,
 )
 """Metrics of the machine and its day, which no two runs share."""

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ TINY = [
     "recipe.batch.size=16", "recipe.batch.micro_batch_size=4", "recipe.optimizer.lr=2e-4",
     "run.device=cpu", "run.measure=false", "run.log_every_steps=1", "tracking.offline=true",
 ]  # fmt: skip
+SHORT = ["recipe.epochs=2", "run.precision=fp64"]
 SLURM = ["launcher=slurm", "launcher.cpus_per_device=1", "launcher.minutes=10"]
 
 
@@ -37,7 +38,6 @@ def cluster(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _train(cluster: Cluster, place: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    place.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-m", "mixerbench", "train", *TINY, *settings],
         cwd=place, env={**os.environ, **cluster.environment}, capture_output=True, text=True,
@@ -54,46 +54,44 @@ def _folder(place: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(train_alone: Callable[..., Path]) -> Path:
+    """The folder of a short run in one process."""
+    return train_alone(*TINY, *SHORT)
+
+
 def test_a_run_of_two_machines_has_the_numbers_of_one_process(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, alone: Path, tmp_path: Path
 ) -> None:
-    settings = ["recipe.epochs=2", "run.precision=fp64"]
-    submitted = _train(
-        cluster, tmp_path / "two", *settings, *SLURM, "launcher.nodes=2", "run.devices=2"
-    )
-    alone = _train(cluster, tmp_path / "one", *settings)
-    assert alone.returncode == 0, alone.stderr
+    submitted = _train(cluster, tmp_path, *SHORT, *SLURM, "launcher.nodes=2", "run.devices=2")
     cluster.wait(_number(submitted), "COMPLETED", timeout=300)
-    one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
+    two = _folder(tmp_path)
     assert len(losses(two)) == 8
-    assert losses(two) == pytest.approx(losses(one), rel=1e-9)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-9)
     tags = [r["values"] for r, _ in read(two / FILE_NAME) if r["kind"] == "tags"]
     assert tags[0]["mixerbench.processes"] == "4"
 
 
-def test_srun_starts_the_processes_of_a_run(cluster: Cluster, tmp_path: Path) -> None:
+def test_srun_starts_the_processes_of_a_run(cluster: Cluster, alone: Path, tmp_path: Path) -> None:
     """The same command line, by whoever prefers to write the batch script."""
-    settings = [*TINY, "recipe.epochs=2", "run.precision=fp64", f"run.root={tmp_path}/srun/runs"]
+    settings = [*TINY, *SHORT, f"run.root={tmp_path}/runs"]
     srun = ["srun", "--nodes=2", "--ntasks-per-node=1"]
     cluster.run(*srun, sys.executable, "-m", "mixerbench", "train", *settings, timeout=300)
-    alone = _train(cluster, tmp_path / "one", "recipe.epochs=2", "run.precision=fp64")
-    assert alone.returncode == 0, alone.stderr
-    assert losses(_folder(tmp_path / "srun")) == pytest.approx(
-        losses(_folder(tmp_path / "one")), rel=1e-9
-    )
+    assert losses(_folder(tmp_path)) == pytest.approx(losses(alone), rel=1e-9)
 
 
-def test_a_preempted_job_saves_its_state_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    epochs = ["recipe.epochs=60"]
-    place = tmp_path / "preempted"
+def test_a_preempted_job_saves_its_state_and_goes_on(
+    cluster: Cluster, train_alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    epochs, place = ["recipe.epochs=60"], tmp_path
     submitted = _train(cluster, place, *epochs, *SLURM, 'launcher.options=["--exclusive"]')
     number = _number(submitted)
+    # Asked for again while it is in the queue, it is the same job.
+    assert _number(_train(cluster, place, *epochs, *SLURM)) == number
     cluster.wait_until(
         lambda: bool(list(place.glob("runs/*/*/checkpoints/*.safetensors"))), "a checkpoint", 120
     )
     folder = _folder(place)
-    # Asked for again while it is in the queue, it is the same job.
-    assert _number(_train(cluster, place, *epochs, *SLURM)) == number
     urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
     cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     cluster.wait_requeued(number, timeout=120)
@@ -104,9 +102,7 @@ def test_a_preempted_job_saves_its_state_and_goes_on(cluster: Cluster, tmp_path:
     cluster.start_soon(number)
     assert cluster.wait(number, "COMPLETED", timeout=300)["Restarts"] == "1"
     assert _folder(place) == folder
-    alone = _train(cluster, tmp_path / "alone", *epochs)
-    assert alone.returncode == 0, alone.stderr
-    whole = _folder(tmp_path / "alone")
+    whole = train_alone(*TINY, *epochs)
     assert losses(folder) == losses(whole)
     own, others = (checkpoint.load(f / "model.safetensors")[0] for f in (folder, whole))
     assert all(torch.equal(own[name], others[name]) for name in others)

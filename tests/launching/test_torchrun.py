@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,9 +62,12 @@ def _folder(runs: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_machines_have_the_numbers_of_one_process(
-    hosts: list[tuple[list[str], dict[str, str], str]], tmp_path: Path
+    hosts: list[tuple[list[str], dict[str, str], str]],
+    train_alone: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    meeting = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=two",
+    """One process on each; test_slurm.py has two."""
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two",
                f"--rdzv-endpoint={hosts[0][2]}:29411"]  # fmt: skip
     agents = []
     for number, (prefix, environment, address) in enumerate(hosts):
@@ -79,15 +82,11 @@ def test_two_machines_have_the_numbers_of_one_process(
                 text=True,
             )
         )
+    alone = train_alone(*TINY)
     said = [agent.communicate(timeout=300) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum("top-1" in out for out, _ in said) == 1  # one process speaks for all
-    alone = subprocess.run(
-        [sys.executable, "-m", "mixerbench", "train", *TINY, f"run.root={tmp_path}/one"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
     two = _folder(tmp_path / "two")
     assert len(losses(two)) == 8
-    assert losses(two) == pytest.approx(losses(_folder(tmp_path / "one")), rel=1e-9)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-9)
     assert json.loads((two / "run.json").read_text())["launch"] == "two"

@@ -22,6 +22,7 @@ from mixerbench.config.schema import (
     protocol_fingerprint,
 )
 from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.measure.peak import peak_flops
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Hardest, Metric, Prediction, Tag
 from mixerbench.training import provenance
@@ -157,6 +158,10 @@ def test_what_a_model_costs_is_measured_after_training(trained: Callable[..., An
         low, high = values[key + Metric.LOWER_QUARTILE], values[key + Metric.UPPER_QUARTILE]
         assert low <= values[key] <= high
     assert values[Metric.MEASURE_BATCH_SIZE] == 4
+    speed, mfu = values[Metric.TRAIN_IMAGES_PER_SECOND], values[Metric.MFU]
+    flops = 6e9 * values[Metric.GMACS] * speed  # forward and backward, each second
+    assert 100 * flops / mfu == pytest.approx(peak_flops("cpu", "fp32"))
+    assert 0 < mfu < 100
     weights = sum(tensor.numel() for tensor in run.weights.values())
     assert values[Metric.PARAMETERS] == weights
 
