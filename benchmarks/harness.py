@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mixerbench.devices import autocast, choose_device
 from mixerbench.measure.hardware import hardware_name
-from mixerbench.measure.memory import MIB, _cpu_peak, _cuda_peak
+from mixerbench.measure.memory import MIB, peak_bytes
 from mixerbench.training.provenance import git_state
 
 HERE = Path(__file__).parent
@@ -137,8 +137,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def peak_mib(call: Callable[[], object], device: torch.device | str = "cpu") -> float:
     """What a call allocates at its peak, above what is there before it."""
     call()  # what is kept from a first call on is not this call's
-    is_cuda = torch.device(device).type == "cuda"
-    return (_cuda_peak(call) if is_cuda else _cpu_peak(call)) / MIB
+    return peak_bytes(call, torch.device(device)) / MIB
 
 
 def interleave(

@@ -160,27 +160,20 @@ def mixer_block(s: Sizes) -> Pair:
 
 def patch_stem(s: Sizes) -> Pair:
     ours = STEMS.create("patch", 3, s.dim, patch_size=16)
-    theirs = PatchEmbed(s.image, 16, 3, s.dim)
-    return Pair(
-        ours,
-        theirs,
-        (3, s.image, s.image),
-        run=lambda x: ours(x).flatten(2).transpose(1, 2),
-        inner=False,
-    )
+    return _patches(ours, PatchEmbed(s.image, 16, 3, s.dim), s)
 
 
 def patch_stem_with_norm(s: Sizes) -> Pair:
     """A pyramid's: patches of 4 pixels, LayerNorm."""
     ours = STEMS.create("patch", 3, s.dim // 2, patch_size=4, norm=True)
-    theirs = PatchEmbed(s.image, 4, 3, s.dim // 2, norm_layer=nn.LayerNorm)
-    return Pair(
-        ours,
-        theirs,
-        (3, s.image, s.image),
-        run=lambda x: ours(x).flatten(2).transpose(1, 2),
-        inner=False,
-    )
+    return _patches(ours, PatchEmbed(s.image, 4, 3, s.dim // 2, norm_layer=nn.LayerNorm), s)
+
+
+def _patches(ours: nn.Module, theirs: nn.Module, s: Sizes) -> Pair:
+    def tokens(x: Tensor) -> Tensor:
+        return ours(x).flatten(2).transpose(1, 2)
+
+    return Pair(ours, theirs, (3, s.image, s.image), run=tokens, inner=False)
 
 
 def convolution_stem(s: Sizes) -> Pair:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -38,24 +39,15 @@ def profile(settings: Settings, as_json: bool) -> str:
         for plugin in settings.plugins:
             load_plugin(plugin)
         model = build_model(settings, classes).to(device)
-    measures = measure_model(
-        model,
-        size,
-        num_classes=classes,
-        batch_size=settings.run.measure_batch_size,
-        seconds=settings.run.measure_seconds,
-        precision=settings.run.precision,
-        device=device,
-    )
-    breakdown = break_down(
-        model,
-        size,
-        num_classes=classes,
-        batch_size=settings.run.measure_batch_size,
-        seconds=settings.run.measure_seconds,
-        precision=settings.run.precision,
-        device=device,
-    )
+    how: dict[str, Any] = {
+        "num_classes": classes,
+        "batch_size": settings.run.measure_batch_size,
+        "seconds": settings.run.measure_seconds,
+        "precision": settings.run.precision,
+        "device": device,
+    }
+    measures = measure_model(model, size, **how)
+    breakdown = break_down(model, size, **how)
     if as_json:
         content = {"model": settings.label, "image_size": size, "gmacs_convention": CONVENTION}
         content |= dataclasses.asdict(measures)

@@ -5,7 +5,8 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @contextmanager
@@ -38,9 +39,31 @@ def measuring(
                 module.training = mode
 
 
+@contextmanager
+def without_a_trace(model: nn.Module) -> Iterator[None]:
+    """Gradients are on, there are none yet, and afterwards they and the buffers are as before."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    copies = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, copy in copies:
+                buffer.copy_(copy)
+
+
 def images_shape(
     batch_size: int, in_chans: int, image_size: int | tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """(B, channels, height, width); one number is a square's side."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return batch_size, in_chans, height, width
+
+
+def cross_entropy(logits: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+    outputs = logits if isinstance(logits, tuple) else (logits,)  # two with distillation
+    return torch.stack([F.cross_entropy(output, targets) for output in outputs]).sum()

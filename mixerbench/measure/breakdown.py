@@ -12,7 +12,6 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from statistics import median
@@ -27,9 +26,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from mixerbench.devices import autocast
-from mixerbench.measure._state import images_shape, measuring
+from mixerbench.measure._state import cross_entropy, images_shape, measuring, without_a_trace
 from mixerbench.measure.flops import MacCount, count_macs
-from mixerbench.measure.memory import MIB, _loss
+from mixerbench.measure.memory import MIB
 from mixerbench.measure.peak import peak_flops, training_flops
 from mixerbench.measure.profile import OWN, ModuleRow, count_parameters, module_rows, parts
 from mixerbench.measure.speed import Spread
@@ -115,7 +114,7 @@ def break_down(
     """
     macs = count_macs(model, image_size, in_chans)
     layout = _Layout(model)
-    with measuring(model, training=True, device=device) as place, _without_a_trace(model):
+    with measuring(model, training=True, device=device) as place, without_a_trace(model):
         # Not zeros: GPUs multiply them with less power, hence at higher clocks.
         draws = torch.Generator(place).manual_seed(0)
         shape = images_shape(batch_size, in_chans, image_size)
@@ -262,7 +261,7 @@ class _TrainingStep:
 
     def loss(self) -> Tensor:
         with autocast(self.images.device, self.precision):
-            return _loss(self.model(self.images), self.targets)
+            return cross_entropy(self.model(self.images), self.targets)
 
     def __call__(self) -> None:
         self.loss().backward()
@@ -271,23 +270,6 @@ class _TrainingStep:
     def forget(self) -> None:
         """Next step's gradients are new ones, as in training."""
         self.model.zero_grad(set_to_none=True)
-
-
-@contextmanager
-def _without_a_trace(model: nn.Module) -> Iterator[None]:
-    """Gradients are on, there are none yet, and afterwards they and the buffers are as before."""
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    copies = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        model.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, copy in copies:
-                buffer.copy_(copy)
 
 
 class _Following:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from itertools import accumulate, chain
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from mixerbench.devices import autocast
-from mixerbench.measure._state import images_shape, measuring
+from mixerbench.measure._state import cross_entropy, images_shape, measuring, without_a_trace
 
 MIB = 2**20
 
@@ -29,39 +28,28 @@ def training_step_memory_mib(
     and what else lives on the device, is not. The model is left without a trace: gradients,
     buffers, modes and random numbers are what they were.
     """
-    parameters, buffers = list(model.parameters()), list(model.buffers())
-    gradients = [parameter.grad for parameter in parameters]
-    copies = [buffer.clone() for buffer in buffers]
-    with measuring(model, training=True) as device, torch.enable_grad():
+    with measuring(model, training=True) as device, without_a_trace(model):
 
         def step() -> None:
             images = torch.zeros(images_shape(batch_size, in_chans, image_size), device=device)
             # Soft targets, as mixup makes them.
             targets = torch.full((batch_size, num_classes), 1 / num_classes, device=device)
             with autocast(device, precision):
-                loss = _loss(model(images), targets)
+                loss = cross_entropy(model(images), targets)
             loss.backward()
             model.zero_grad(set_to_none=True)
 
-        try:
-            model.zero_grad(set_to_none=True)
-            peak = _cuda_peak(step) if device.type == "cuda" else _cpu_peak(step)
-        finally:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            with torch.no_grad():
-                for buffer, copy in zip(buffers, copies, strict=True):
-                    buffer.copy_(copy)
-    weights = sum(tensor.nbytes for tensor in chain(parameters, buffers))
+        peak = peak_bytes(step, device)
+    weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
     return (weights + peak) / MIB
 
 
-def _loss(logits: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-    outputs = logits if isinstance(logits, tuple) else (logits,)  # two with distillation
-    return torch.stack([F.cross_entropy(output, targets) for output in outputs]).sum()
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most that ``call`` allocates on ``device`` at once; on a GPU it runs twice."""
+    return _cuda_peak(call) if device.type == "cuda" else _cpu_peak(call)
 
 
-def _cuda_peak(step: Callable[[], None]) -> int:
+def _cuda_peak(step: Callable[[], object]) -> int:
     """Bytes that a second step adds to what is allocated; the first creates cuBLAS' workspace."""
     step()
     torch.cuda.synchronize()
@@ -72,7 +60,7 @@ def _cuda_peak(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _cpu_peak(step: Callable[[], None]) -> int:
+def _cpu_peak(step: Callable[[], object]) -> int:
     """The highest running sum of the allocator's events during a step."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports on stderr that no GPU is there
     with torch.autograd.profiler.profile(profile_memory=True) as profiler:
