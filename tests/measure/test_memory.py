@@ -69,20 +69,11 @@ def test_distillation_with_two_outputs_is_measured():
     assert memory(model) > 0
 
 
-def test_nothing_is_left_behind():
+def test_nothing_is_left_behind(given_back):
     model = micro(stem="conv", drop_path=0.5, dropout=0.1).train()
     model.blocks[0].eval()
-    kept = torch.ones_like(model.head.bias)
-    model.head.bias.grad = kept
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    state = torch.get_rng_state()
-    memory(model)
-    assert model.head.bias.grad is kept
-    assert all(p.grad is None for p in model.parameters() if p is not model.head.bias)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
+    with given_back(model):
+        memory(model)
 
 
 def test_nothing_is_left_behind_by_a_step_that_fails():
