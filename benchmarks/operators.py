@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import timm
 import torch
-from harness import Benchmark, Pass, check_same, compare, interleave
+from harness import Benchmark, Pass, check_same, compare, interleave, peak_mib
 from timm.layers import (
     Attention,
     Mlp,
@@ -300,9 +300,11 @@ def main() -> None:
         }
         tolerance = 1e-4 if options.precision == "fp32" else 5e-2
         differences = check_same(name, passes, "timm", tolerance, gradients=pair.convert is None)
+        memory = {side: peak_mib(one, options.device) for side, one in passes.items()}
         turns = interleave(passes, options.rounds, options.device)
         bar = {} if options.tiny else {"ours": BAR}
-        rows += compare(f"{name}, batch {batch}", turns, "timm", difference=differences, bar=bar)
+        figures = {"difference": differences, "memory_mib": memory, "bar": bar}
+        rows += compare(f"{name}, batch {batch}", turns, "timm", **figures)
     benchmark.write(options, rows)
 
 

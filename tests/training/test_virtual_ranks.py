@@ -24,7 +24,8 @@ from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint
 
 EVERYTHING = [
-    "preset=lit_s", "size=micro", "protocol=digits", "recipe.epochs=1",
+    "preset=lit_s", "size=micro", "protocol=digits", "recipe.epochs=1", "data=synthetic",
+    "data.train_images=384", "data.val_images=90", "data.num_classes=10",
     "recipe.batch.size=16", "recipe.batch.micro_batch_size=4", "recipe.regularization.dropout=0.1",
     "recipe.regularization.drop_path=0.2", "recipe.mixup.mixup=0.8", "recipe.mixup.cutmix=1",
     "recipe.mixup.prob=1", "recipe.augmentation.repeats=3",
@@ -35,7 +36,7 @@ EVERYTHING = [
 ]  # fmt: skip
 RUN = ["tracking.offline=true", "run.measure=false", "run.progress=false", "run.log_every_steps=1",
        "run.device=cpu", "run.evaluate_every_epochs=1"]  # fmt: skip
-STEPS = 78
+STEPS = 24
 RELATIVE = {"fp64": 1e-6, "fp32": 1e-4}
 """Rounding grows as the steps go by: at 1e-3 a difference of 1e-7 is 1e-1 after 70 steps, so
 that single precision can be compared at a low rate only; double precision at any."""
@@ -182,12 +183,12 @@ def test_single_precision_agrees_to_its_own_rounding(
 def test_a_run_moves_from_1_to_4_to_2_processes_within_an_epoch(
     train: Train, alone: Callable[[str], Run]
 ) -> None:
-    # 20 steps of four micro-batches, 25 steps of one, the rest of the epoch.
+    # 8 steps of four micro-batches, 8 steps of one, the rest of the epoch.
     fp64 = "run.precision=fp64"
-    first = train(1, fp64, stop_after=80)
-    assert len(first.losses()) == 20
-    train(4, fp64, "run.workers=1", stop_after=25, again=first)
-    assert len(first.losses()) == 45
+    first = train(1, fp64, stop_after=32)
+    assert len(first.losses()) == 8
+    train(4, fp64, "run.workers=1", stop_after=8, again=first)
+    assert len(first.losses()) == 16
     train(2, fp64, again=first)
     moved = first.batches(1) + first.batches(4) + first.batches(2)
     assert moved == alone("fp64").batches(1)
@@ -198,10 +199,10 @@ def test_a_run_moves_from_1_to_4_to_2_processes_within_an_epoch(
 def test_parameters_in_parts_train_as_whole_ones(train: Train, alone: Callable[[str], Run]) -> None:
     """FSDP2, and its checkpoint continued by DDP on another number of processes."""
     fp64 = "run.precision=fp64"
-    sharded = train(2, fp64, "run.parallel=fsdp", stop_after=80)
-    assert len(sharded.losses()) == 40
-    train(4, fp64, "run.parallel=fsdp", stop_after=20, again=sharded)
-    assert len(sharded.losses()) == 60
+    sharded = train(2, fp64, "run.parallel=fsdp", stop_after=16)
+    assert len(sharded.losses()) == 8
+    train(4, fp64, "run.parallel=fsdp", stop_after=8, again=sharded)
+    assert len(sharded.losses()) == 16
     train(2, fp64, again=sharded)
     _agree(sharded, alone("fp64"), "fp64")
 
@@ -209,7 +210,7 @@ def test_parameters_in_parts_train_as_whole_ones(train: Train, alone: Callable[[
 @pytest.mark.slow
 def test_on_the_same_number_of_processes_a_resumed_run_is_bit_identical(train: Train) -> None:
     whole = train(4)
-    stopped = train(4, stop_after=30)
+    stopped = train(4, stop_after=10)
     train(4, again=stopped)
     assert stopped.losses() == whole.losses()
     last = f"checkpoints/step-{STEPS:09d}.safetensors"
