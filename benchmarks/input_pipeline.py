@@ -89,7 +89,9 @@ def deits(settings: Settings) -> Iterator[torch.Tensor]:
     return forever(start)
 
 
-def settings_for(root: Path, repeats: int, ranks: int, pixels: str = "exact") -> Settings:
+def settings_for(
+    root: Path, repeats: int, ranks: int, batch: int, pixels: str = "exact"
+) -> Settings:
     return compose(
         [
             "protocol=imagenet_deit",
@@ -97,8 +99,8 @@ def settings_for(root: Path, repeats: int, ranks: int, pixels: str = "exact") ->
             "data.num_classes=null",
             f"data.pixels={pixels}",
             f"recipe.augmentation.repeats={repeats}",
-            f"recipe.batch.size={ranks * BATCH}",
-            f"recipe.batch.micro_batch_size={BATCH}",
+            f"recipe.batch.size={ranks * batch}",
+            f"recipe.batch.micro_batch_size={batch}",
             "run.workers=0",
             "mixer=attention",
             "size=micro",
@@ -117,28 +119,28 @@ def turn(batches: Iterator[torch.Tensor], count: int) -> Callable[[], None]:
 def main() -> None:
     benchmark = Benchmark(__file__, __doc__ or "", rounds=15)
     options = benchmark.options()
-    rows: list[dict[str, Any]] = []
+    batch, rows = 4 if options.tiny else BATCH, []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_tree(root / "files", 4 * BATCH if options.tiny else IMAGES)
+        make_tree(root / "files", 16 if options.tiny else IMAGES)
         places = {"": root / "files"}
         for kind in ("jpeg", "raw"):
             places[f", packed as {kind}"] = root / kind
             data = ["data=imagenet", f"data.root={root / 'files'}", "data.num_classes=null"]
             pack_folder([*data, f"out={root / kind}", "short_side=256", f"format={kind}"])
         for repeats, ranks in ((1, 1), (3, 4)):
-            peer = settings_for(root / "files", repeats, ranks)
+            peer = settings_for(root / "files", repeats, ranks, batch)
             first, expected = next(ours(peer)), next(deits(peer))
             if not torch.equal(first, expected):
                 raise SystemExit("'exact' differs from DeiT's pipeline: nothing was measured.")
             candidates = {"DeiT": turn(deits(peer), ranks)}
             for place, path in places.items():
                 for pixels in PIXELS:
-                    settings = settings_for(path, repeats, ranks, pixels)
+                    settings = settings_for(path, repeats, ranks, batch, pixels)
                     candidates[f"{pixels}{place}"] = turn(ours(settings), ranks)
             turns = interleave(candidates, options.rounds)
             speed = {
-                name: ranks * BATCH / statistics.median(one.cpu or 0 for one in own)
+                name: ranks * batch / statistics.median(one.cpu or 0 for one in own)
                 for name, own in turns.items()
             }
             bars = BARS if repeats == 1 else {}
