@@ -3,7 +3,9 @@
 Peer: DeiT's pipeline, which is torchvision's ImageFolder, timm's transform and PyTorch's collate.
 All candidates see the same images with the same random draws, load in the training process, and
 end with the same thing: floats, normalised and erased. ``exact`` is compared with the peer to the
-bit before anything is timed. Packed images are read from shards of short side 256.
+bit before anything is timed. Packed images are read from shards of short side 256, which
+are other images: smaller ones. The second case is DeiT's recipe: repeated augmentation, whose
+copies of an image the virtual ranks of one process decode once.
 
     python benchmarks/input_pipeline.py [--rounds 15]
 """
@@ -143,7 +145,7 @@ def main() -> None:
                 name: ranks * batch / statistics.median(one.cpu or 0 for one in own)
                 for name, own in turns.items()
             }
-            bars = BARS if repeats == 1 else {}
+            bars = BARS if repeats > 1 else {}  # those of DeiT's recipe
             rows += compare(CASES[repeats], turns, "DeiT", images_per_second=speed, bar=bars)
     benchmark.write(options, rows)
 
