@@ -139,6 +139,35 @@ def test_divergence_10_one_device_sees_the_repeats_that_timm_and_deit_keep_for_s
     assert len({sample.image for sample in first}) == 2
 
 
+@settings(deadline=None)
+@given(
+    images=st.integers(8, 60),
+    processes=st.sampled_from([1, 2, 4]),
+    ranks_each=st.integers(1, 3),
+    micro=MICRO,
+    repeats=REPEATS,
+    epoch=st.integers(0, 9),
+)
+def test_chunks_hold_a_steps_samples_with_their_copies_together(
+    images, processes, ranks_each, micro, repeats, epoch
+):
+    batch = Batch(processes * ranks_each * micro, micro)
+    assume(images >= batch.size)
+    for process in range(processes):
+        order = SampleOrder(images, batch, repeats, 3, process, processes)
+        order.start_at(epoch)
+        micro_batches, chunks = list(order), list(order.chunks())
+        assert len(chunks) == len(order.chunks()) == len(micro_batches)
+        assert {len(chunk) for chunk in chunks} <= {micro}
+        for step in range(order.steps_per_epoch):
+            own = slice(step * ranks_each, (step + 1) * ranks_each)
+            samples = list(itertools.chain(*chunks[own]))
+            dealt = [samples[rank::ranks_each] for rank in range(ranks_each)]
+            assert dealt == micro_batches[own]
+            images_in_order = [image for image, _ in itertools.groupby(s.image for s in samples)]
+            assert len(images_in_order) == len(set(images_in_order))  # never apart
+
+
 def test_the_copies_of_an_image_go_to_different_ranks():
     batches = list(SampleOrder(40, Batch(8, 2), repeats=3, seed=0))
     for step in range(5):
