@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import first_line
@@ -13,8 +14,23 @@ from mixerbench.launching.job import Job, end_with_parent
 from mixerbench.training.group import join
 from mixerbench.training.run import run_training
 
+_FILE = "TORCHELASTIC_ERROR_FILE"
 
-@record
+
+class _Whole(ErrorHandler):
+    """Writes its file at once: an agent that reads half of one fails itself, restarts or not."""
+
+    def record_exception(self, e: BaseException) -> None:
+        path = os.environ.get(_FILE)
+        if path is None:
+            return
+        os.environ[_FILE] = f"{path}.part"
+        super().record_exception(e)
+        os.environ[_FILE] = path
+        os.replace(f"{path}.part", path)
+
+
+@partial(record, error_handler=_Whole())
 def main() -> None:
     end_with_parent()
     job = Job(Path(sys.argv[1]))

@@ -128,9 +128,9 @@ def test_a_head_sorts_and_the_address_keeps_it(page: Any, browser: Browser, boar
     best = [e.label for e in sorted(board.entries, key=lambda e: -e.runs[0].metrics["final/top1"])]
     assert labels(page)[0] == best[0]
     page.get_by_role("columnheader", name="parameters").click()
+    wait_for_state(page, "sort=parameters.asc")
     by_parameters = sorted(board.entries, key=lambda e: e.runs[0].metrics[Metric.PARAMETERS])
     assert labels(page) == [entry.label for entry in by_parameters]
-    assert "sort=parameters.asc" in state(page)
     other = browser.open(page.url)
     assert labels(other) == labels(page)
     other.close()

@@ -147,13 +147,13 @@ def test_a_slow_mixer_is_shown_as_the_slow_part(way, checkpointing):
     model.blocks[1].mixer = Sleeping(16, **seconds)
     found = broken_down(model)
     slow = by_name(found.parts)["blocks.1"]
-    assert slow.time_share > 0.6
+    assert slow == max(found.parts, key=lambda row: row.time_share)
     sleeper = next(row for row in found.inside_blocks if row.kind == "Sleeping")
     assert sleeper.name == "mixer"
     assert sleeper.time_share == pytest.approx(slow.time_share, abs=0.2)
     again = way == "forward" and checkpointing  # it runs once more in the backward pass
-    assert (sleeper.forward_ms > 500 * NAP) == (way == "forward")
-    assert (sleeper.backward_ms > 500 * NAP) == (way == "backward" or again)
+    assert (sleeper.forward_ms > 250 * NAP) == (way == "forward")
+    assert (sleeper.backward_ms > 250 * NAP) == (way == "backward" or again)
 
 
 def test_time_between_the_parts_is_the_models_own():
