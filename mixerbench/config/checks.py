@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,10 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
     for name, value in settings.model["size"].items():
         if name != "name" and min(value if isinstance(value, list) else [value], default=0) < 1:
             raise ValueError(f"size.{name}={value}: give 1 or more.")
+    if settings.protocol.data.pixels == "same-law-opencv" and find_spec("cv2") is None:
+        raise ValueError(
+            "protocol.data.pixels=same-law-opencv needs OpenCV: pip install 'mixerbench[opencv]'."
+        )
     _check_batch(settings)
     _check_launcher(settings)
     _check_model(settings, catalogs)

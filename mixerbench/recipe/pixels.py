@@ -27,6 +27,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_modes_mapping
 
 from mixerbench.config.schema import Data, Protocol
 from mixerbench.recipe.augmentation import eval_transform, operations_of, train_transform
@@ -162,7 +163,7 @@ def _resize_by_pillow(
     pixels: np.ndarray, size: tuple[int, int], interpolation: InterpolationMode
 ) -> Image.Image:
     height, width = size
-    return Image.fromarray(pixels).resize((width, height), _PILLOW[interpolation])
+    return Image.fromarray(pixels).resize((width, height), pil_modes_mapping[interpolation])
 
 
 def _resize_by_torch(
@@ -182,14 +183,6 @@ def _resize_by_torch(
 _TORCH = {
     InterpolationMode.BILINEAR: torch.ops.aten._upsample_bilinear2d_aa.out,
     InterpolationMode.BICUBIC: torch.ops.aten._upsample_bicubic2d_aa.out,
-}
-_PILLOW = {
-    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
-    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
-    InterpolationMode.LANCZOS: Image.Resampling.LANCZOS,
-    InterpolationMode.NEAREST: Image.Resampling.NEAREST,
-    InterpolationMode.BOX: Image.Resampling.BOX,
-    InterpolationMode.HAMMING: Image.Resampling.HAMMING,
 }
 
 

@@ -3,9 +3,11 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mixerbench.config import checks
 from mixerbench.config.compose import compose_sweep
 from mixerbench.errors import UserError
 
@@ -165,6 +167,15 @@ def test_what_once_slipped_through_is_refused(
     line: str, expected: str, refused: Callable[..., str]
 ) -> None:
     assert expected in refused("train", "--cfg", *line.split())
+
+
+def test_a_level_whose_library_is_missing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], command: Callable[..., Any]
+) -> None:
+    line = ("train", "--cfg", "data.pixels=same-law-opencv")
+    assert command(*line).code == 0
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    assert "pip install 'mixerbench[opencv]'" in refused(*line)
 
 
 # --- plugins --------------------------------------------------------------------------------
