@@ -18,6 +18,9 @@ from mixerbench.tracking.journal import Record
 from mixerbench.tracking.keys import Metric
 
 
+_WIDE = 100  # columns; on a narrower terminal the speed would push out the time that is left
+
+
 class ProgressView:
     """A bar for each run on a terminal; elsewhere a line for each evaluation."""
 
@@ -70,7 +73,7 @@ class ProgressView:
                     task,
                     completed=record["step"],
                     loss=f"{values[Metric.TRAIN_LOSS]:.3f}",
-                    speed=f"  {self._speeds[name]}",
+                    speed=f"  {self._speeds[name]}" if self._console.width >= _WIDE else "",
                 )
             if Metric.VAL_TOP1 in values:
                 top1 = f"{values[Metric.VAL_TOP1]:.1f} %"
