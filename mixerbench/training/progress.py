@@ -17,7 +17,6 @@ from rich.progress import (
 from mixerbench.tracking.journal import Record
 from mixerbench.tracking.keys import Metric
 
-
 _WIDE = 100  # columns; on a narrower terminal the speed would push out the time that is left
 
 
