@@ -87,9 +87,12 @@ class _Evaluation(Dataset[Chunk]):
         self._images, self._transform = images, transform
 
     def __getitems__(self, indices: Sequence[int]) -> Chunk:
-        loaded = [_load(self._images, index) for index in indices]
-        made = [self._transform(pixels) for pixels, _ in loaded]
-        return _chunk(self._images, made, indices, [source for _, source in loaded])
+        made, sources = [], []
+        for index in indices:  # one whole image at a time: 256 photographs can take gigabytes
+            pixels, source = _load(self._images, index)
+            made.append(self._transform(pixels))
+            sources.append(source)
+        return _chunk(self._images, made, indices, sources)
 
 
 def _load(images: Images, index: int) -> tuple[np.ndarray, int]:
