@@ -78,18 +78,11 @@ def measure_model(
         )
 
 
-def by_module(
-    model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3
-) -> list[ModuleRow]:
-    """Parameters and multiply-adds of each of the model's ``parts``.
+def module_rows(model: nn.Module, macs: MacCount) -> list[ModuleRow]:
+    """Parameters and multiply-adds of each of the model's ``parts``, out of its count.
 
     The rows add up to the model: a last one holds what no part has (a class token).
     """
-    return module_rows(model, count_macs(model, image_size, in_chans))
-
-
-def module_rows(model: nn.Module, macs: MacCount) -> list[ModuleRow]:
-    """``by_module`` of a model that has been counted."""
     rows = [
         ModuleRow(name, type(part).__name__, count_parameters(part), macs.by_module[name] / 1e9)
         for name, part in parts(model).items()

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixerbench import create_model
 from mixerbench.measure.flops import count_macs
-from mixerbench.measure.profile import OWN, by_module, count_parameters, measure_model
+from mixerbench.measure.profile import OWN, count_parameters, measure_model, module_rows
 
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,7 +45,7 @@ def test_parameters_that_are_frozen_or_shared_are_not_counted_again():
 @pytest.mark.parametrize("mixer", ["attention", "lit"])
 def test_the_rows_add_up_to_the_model(mixer):
     model = create_model(mixer, **MICRO)
-    rows = {row.name: row for row in by_module(model, 32)}
+    rows = {row.name: row for row in module_rows(model, count_macs(model, 32))}
     assert list(rows) == ["stem", "pos_embed", *(f"blocks.{i}" for i in range(4)), "norm", "head"]
     assert sum(row.parameters for row in rows.values()) == count_parameters(model)
     assert sum(row.gmacs for row in rows.values()) == pytest.approx(
@@ -57,7 +57,7 @@ def test_the_rows_add_up_to_the_model(mixer):
 
 def test_what_belongs_to_no_part_has_a_row_of_its_own():
     model = create_model("attention", pool="token", **MICRO)
-    rows = {row.name: row for row in by_module(model, 32)}
+    rows = {row.name: row for row in module_rows(model, count_macs(model, 32))}
     assert rows[OWN].parameters == model.cls_token.numel()
 
 
