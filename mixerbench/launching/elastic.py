@@ -76,9 +76,9 @@ def run_processes(
         except SignalException:
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
-            rank, first = error.get_first_failure()
+            rank, reason = root_cause(error)
             failure = (
-                f"process {rank} of {run.devices * nodes} failed ({first.message.strip()}), and "
+                f"process {rank} of {run.devices * nodes} failed ({reason}), and "
                 f"run.max_restarts={run.max_restarts} restarts of all are used up"
             )
     if not is_host:
@@ -91,6 +91,20 @@ def run_processes(
         name = signal.Signals(forwarding.told).name
         raise Preempted(f"told to stop ({name}) before there was anything new to save.{where}")
     raise TrainingStopped(f"{failure}.{where}")
+
+
+def root_cause(error: ChildFailedError) -> tuple[int, str]:
+    """Which process failed first, by its global rank, and what it died of, in one line.
+
+    One that a signal killed goes before those that raised: they may only have lost it, and may
+    have written so before the agent saw the death, whose time is when it was seen.
+    """
+    rank, failure = min(
+        error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp)
+    )
+    message: str | dict[str, Any] = failure.message  # of an exception: its file's contents
+    text = message if isinstance(message, str) else str(message["message"])
+    return rank, (text.strip() or f"exit code {failure.exitcode}").splitlines()[0]
 
 
 class _Forwarding:

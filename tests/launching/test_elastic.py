@@ -1,5 +1,6 @@
 """Several processes of one run, of which one dies, or which are told to stop."""
 
+import json
 import os
 import signal
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import differences, finish, start, start_group
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.errors import exit_code
-from mixerbench.launching.elastic import run_processes
+from mixerbench.launching.elastic import root_cause, run_processes
 from mixerbench.launching.job import Job
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.training import checkpoint
@@ -131,6 +133,27 @@ def test_too_many_deaths_stop_the_run_with_its_checkpoints(tmp_path: Path) -> No
     assert f"run.resume={launch.folder()}" in said
     assert len(said.splitlines()) <= 2, said
     assert checkpoint.load(checkpoint.newest(launch.folder() / CHECKPOINTS))
+
+
+def _failure(folder: Path, exitcode: int, said: str | None, timestamp: int) -> ProcessFailure:
+    """As the agent makes it of a dead process and of the file that the process may have left."""
+    path = folder / f"{exitcode}.json"
+    if said is not None:
+        extra = {"py_callstack": "", "timestamp": str(timestamp)}
+        path.write_text(json.dumps({"message": {"message": said, "extraInfo": extra}}))
+    return ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file=str(path))
+
+
+def test_a_killed_process_is_the_cause_though_another_noticed_first(tmp_path: Path) -> None:
+    lost = _failure(tmp_path, 1, "RuntimeError: Connection closed by peer\nGLHF", timestamp=5)
+    killed = _failure(tmp_path, -signal.SIGKILL, None, timestamp=0)
+    assert killed.timestamp > lost.timestamp
+    rank, reason = root_cause(ChildFailedError("train", {0: lost, 1: killed}))
+    assert (rank, "SIGKILL" in reason) == (1, True)
+    assert root_cause(ChildFailedError("train", {2: lost})) == (
+        2,
+        "RuntimeError: Connection closed by peer",
+    )
 
 
 @pytest.mark.slow
