@@ -1,8 +1,11 @@
 """Stand-alone self-attention in a window around each token (SASA).
 
 Axis letters: B batch, N tokens, C channels, h heads, d channels of a head, H x W the
-grid, k the window's side, S x T blocks, y x x the queries of a block, Y x X its keys.
+grid, k the window's side, S x T tiles, y x x the queries of a tile, Y x X its keys.
 """
+
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +17,10 @@ from mixers.registry import register_mixer
 _OUTSIDE = -1e4
 """A logit whose exp is exactly 0 beside any real one, and which float16 still holds."""
 
-_BLOCK_SIDE = 7
-"""Queries a side of a block, at most. 8 is as fast, 4, 10 and 14 are not; 7 divides 28 and 56."""
+_KEY_COST = 48
+"""What a tile's key costs, copied forward and added up backward, in pairs of query and key.
 
-_HALO_FROM = 2.2
-"""Blocks are used from so many tokens per key of a block: for k = 7, from 18 x 18 tokens.
-
-Measured on a CPU: all tokens at once win up to 1.8, blocks from 2.25, 13-fold at 56 x 56.
+Fitted on a CPU to grids of 8 x 8 to 112 x 112 tokens, each cut in two to four ways.
 """
 
 
@@ -80,98 +80,87 @@ class LocalAttention(TokenMixer):
         nn.init.trunc_normal_(self.rel_column, std=0.02)
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        C = self.dim
-        # Blocks of queries, each with all keys that their windows reach: the block and a halo.
-        # A small grid is one block, and its keys are its own tokens.
-        halo = self._halo_pays(grid)
-        block = (_block_side(grid.height), _block_side(grid.width)) if halo else grid[:2]
-        reach = ((self.window - 1) // 2, self.window // 2) if halo else (0, 0)
-        qkv = self.qkv(x).unflatten(1, grid[:2])  # (B, H, W, 3 * C)
-        q = _blocks(qkv[..., :C], block, (0, 0), self.num_heads)  # (B, S, T, h, y, x, d)
-        kv = _blocks(qkv[..., C:], block, reach, 2 * self.num_heads)
-        k, v = kv.chunk(2, dim=3)  # (B, S, T, h, Y, X, d) each
+        rows, columns = _cuts(*grid[:2], self.window)
+        q, k, v = self.qkv(x).unflatten(1, grid[:2]).chunk(3, dim=-1)  # (B, H, W, C) each
+        q = self._heads(_queries(_queries(q, 1, rows), 3, columns))  # (B, S, T, h, y, x, d)
+        k = self._heads(_keys(_keys(k, 1, rows), 3, columns))
+        v = self._heads(_keys(_keys(v, 1, rows), 3, columns))  # (B, S, T, h, Y, X, d)
 
         # A relative logit is a row part plus a column part, and so is "outside the window".
         # Append both parts, for every row and column of keys, to q and the one-hot row and
         # column of the key to k: plain attention then computes the window, with no mask, no
         # bias tensor and no gather.
-        q_row, q_column = q.chunk(2, dim=-1)
-        appended = self._relative_logits(q_row, q_column, grid, block, reach)
+        q_row, q_column = q.chunk(2, dim=-1)  # (B, S, T, h, y, x, d/2) each
+        table, outside = self._absolute(self.rel_row, rows)
+        to_rows = torch.einsum("bsthyxd,syzhd->bsthyxz", q_row, table)
+        to_rows = to_rows + outside[:, None, None, :, None]
+        table, outside = self._absolute(self.rel_column, columns)
+        to_columns = torch.einsum("bsthyxd,txzhd->bsthyxz", q_column, table)
+        to_columns = to_columns + outside[:, None, None]
+        appended = [to_rows, to_columns]
         k = torch.cat([k, _one_hot_position(k)], dim=-1).flatten(-3, -2)
         v = v.flatten(-3, -2)
-        if self.border == "zero" and not halo:  # a halo holds these positions: k = v = 0
+        if self.border == "zero":
             # All positions outside the grid have value 0: together they are one key whose
             # logit is the log-sum-exp of theirs.
-            appended.append(self._border_logit(q_row, q_column))
+            appended.append(self._border_logit(q_row, q_column, rows, columns))
             k, v = F.pad(k, (0, 1, 0, 1)), F.pad(v, (0, 0, 0, 1))
             k[..., -1, -1] = 1.0
         q = torch.cat([q, *appended], dim=-1).flatten(-3, -2)
-        # Fused kernels want four axes. The blocks join the heads: as samples they could exceed
+        # Fused kernels want four axes. The tiles join the heads: as samples they could exceed
         # the 65,535 that a CUDA launch takes.
         mixed = _attend(q.flatten(1, 3), k.flatten(1, 3), v.flatten(1, 3))
-        return self.proj(_merge(mixed, grid, block, self.num_heads))
+        return self.proj(self._merge(mixed, rows, columns))
 
     def formula_macs(self, grid: TokenGrid) -> int:
         """The paper's count: all k x k positions of every token, q · r counted like q · k."""
         projections = 3 if isinstance(self.proj, nn.Identity) else 4
         return grid.tokens * self.dim * (projections * self.dim + 3 * self.window**2)
 
-    def _halo_pays(self, grid: TokenGrid) -> bool:
-        rows, columns = (_block_side(length) + self.window - 1 for length in grid[:2])
-        return grid.height * grid.width > _HALO_FROM * rows * columns
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, S, y, T, x, C) -> (B, S, T, h, y, x, d)."""
+        return x.unflatten(-1, (self.num_heads, -1)).permute(0, 1, 3, 5, 2, 4, 6)
 
-    def _relative_logits(
-        self,
-        q_row: Tensor,
-        q_column: Tensor,
-        grid: TokenGrid,
-        block: tuple[int, int],
-        reach: tuple[int, int],
-    ) -> list[Tensor]:
-        """(B, S, T, h, y, x, Y) for each row and (B, S, T, h, y, x, X) for each column of keys."""
-        row_table, row_outside = self._absolute(self.rel_row, grid.height, block[0], reach)
-        column_table, column_outside = self._absolute(self.rel_column, grid.width, block[1], reach)
-        rows = torch.einsum("...hywd,yzhd->...hywz", q_row, row_table)
-        columns = torch.einsum("...hywd,wzhd->...hywz", q_column, column_table)
-        rows = rows.masked_fill(row_outside[:, None, None, :, None], _OUTSIDE)
-        return [rows, columns.masked_fill(column_outside[:, None, None], _OUTSIDE)]
+    def _absolute(self, table: Tensor, cut: "_Cut") -> tuple[Tensor, Tensor]:
+        """(tiles, queries, keys, h, d/2): a tile's embeddings by the places of query and key.
 
-    def _absolute(
-        self, table: Tensor, length: int, side: int, reach: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """(side, keys, h, d/2) embeddings for (query, key), alike in all blocks of an axis.
-
-        And (blocks or 1, side, keys): which keys are outside the window or a masked border.
+        And (tiles, queries, keys): 0, or ``_OUTSIDE`` where the key is outside the window.
         """
-        before, after = reach
-        start = torch.arange(0, length, side, device=table.device)[:, None, None]
-        query = torch.arange(side, device=table.device)[:, None]
-        key = torch.arange(-before, side + after, device=table.device)
-        index = key - query + (self.window - 1) // 2
-        outside = ((index < 0) | (index >= self.window)).unsqueeze(0)
-        if self.border == "masked":
-            outside = outside | (start + key < 0) | (start + key >= length)
+        tile = torch.arange(cut.tiles, device=table.device)[:, None, None] * cut.queries
+        query = tile + torch.arange(cut.queries, device=table.device)[:, None]
+        first = (tile - cut.before).clamp(0, cut.length - cut.keys)
+        key = first + torch.arange(cut.keys, device=table.device)
+        index = key - query + cut.before
+        outside = table.new_zeros(()).where((index >= 0) & (index < self.window), _OUTSIDE)
         return table[index.clamp(0, self.window - 1)], outside
 
-    def _border_logit(self, q_row: Tensor, q_column: Tensor) -> Tensor:
-        """(B, 1, 1, h, H, W, 1): log Σ exp of the relative logits that point outside the grid."""
-        H, W = q_row.shape[-3:-1]
-        rows = torch.einsum("...hywd,ahd->...hywa", q_row, self.rel_row)
-        columns = torch.einsum("...hywd,ahd->...hywa", q_column, self.rel_column)
-        row_inside = self._inside(H, rows.device)[:, None, :]
-        column_inside = self._inside(W, rows.device)
-        rows_out = rows.masked_fill(row_inside, _OUTSIDE).logsumexp(-1)
-        rows_in = rows.masked_fill(~row_inside, _OUTSIDE).logsumexp(-1)
-        columns_out = columns.masked_fill(column_inside, _OUTSIDE).logsumexp(-1)
+    def _border_logit(
+        self, q_row: Tensor, q_column: Tensor, rows: "_Cut", columns: "_Cut"
+    ) -> Tensor:
+        """(B, S, T, h, y, x, 1): log Σ exp of the relative logits that point outside the grid."""
+        to_rows = torch.einsum("bsthyxd,ahd->bsthyxa", q_row, self.rel_row)
+        to_columns = torch.einsum("bsthyxd,ahd->bsthyxa", q_column, self.rel_column)
+        row_inside = self._inside(rows, to_rows.device)[:, None, None, :, None]
+        column_inside = self._inside(columns, to_rows.device)[:, None, None]
+        rows_out = to_rows.masked_fill(row_inside, _OUTSIDE).logsumexp(-1)
+        rows_in = to_rows.masked_fill(~row_inside, _OUTSIDE).logsumexp(-1)
+        columns_out = to_columns.masked_fill(column_inside, _OUTSIDE).logsumexp(-1)
         # outside = rows outside with any column, or rows inside with columns outside
-        logit = torch.logaddexp(rows_out + columns.logsumexp(-1), rows_in + columns_out)
+        logit = torch.logaddexp(rows_out + to_columns.logsumexp(-1), rows_in + columns_out)
         return logit.unsqueeze(-1)
 
-    def _inside(self, length: int, device: torch.device) -> Tensor:
-        """(length, k): does the neighbour at each offset lie on the grid?"""
-        here = torch.arange(length, device=device)[:, None]
-        offset = torch.arange(self.window, device=device)[None, :] - (self.window - 1) // 2
-        return (here + offset >= 0) & (here + offset < length)
+    def _inside(self, cut: "_Cut", device: torch.device) -> Tensor:
+        """(tiles, queries, k): does the neighbour at each offset lie on the grid?"""
+        query = torch.arange(cut.tiles * cut.queries, device=device)[:, None]
+        key = query + torch.arange(self.window, device=device) - cut.before
+        return ((key >= 0) & (key < cut.length)).unflatten(0, (cut.tiles, -1))
+
+    def _merge(self, x: Tensor, rows: "_Cut", columns: "_Cut") -> Tensor:
+        """(B, S * T * h, y * x, d) -> (B, N, C), without the queries that fill the last tiles."""
+        x = x.unflatten(2, (rows.queries, -1)).unflatten(1, (rows.tiles, columns.tiles, -1))
+        x = x.permute(0, 1, 4, 2, 5, 3, 6)  # (B, S, y, T, x, h, d)
+        x = x.reshape(len(x), rows.tiles * rows.queries, -1, self.dim)
+        return x[:, : rows.length, : columns.length].flatten(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,38 +180,91 @@ def _one_hot_position(k: Tensor) -> Tensor:
     return torch.cat([rows, columns], dim=-1).expand(*k.shape[:-1], -1)
 
 
-def _block_side(length: int) -> int:
-    """The smallest side that needs no more blocks than ``_BLOCK_SIDE`` does."""
-    return -(-length // -(-length // _BLOCK_SIDE))
+class _Cut(NamedTuple):
+    """An axis of the grid in tiles of queries, each with all keys that their windows reach.
 
-
-def _blocks(image: Tensor, block: tuple[int, int], reach: tuple[int, int], heads: int) -> Tensor:
-    """(B, H, W, C) -> (B, S, T, h, y, x, d): blocks and what they reach, zeros off the map."""
-    image = _cut(image, 1, block[0], reach)
-    image = _cut(image, 3, block[1], reach)  # (B, S, y, T, x, C)
-    return image.unflatten(-1, (heads, -1)).permute(0, 1, 3, 5, 2, 4, 6)
-
-
-def _cut(x: Tensor, dim: int, side: int, reach: tuple[int, int]) -> Tensor:
-    """Along ``dim``, length -> (blocks, before + side + after), a block every ``side``.
-
-    Made of slices: the compiled backward of Tensor.unfold and F.unfold adds atomically.
+    The first tile's keys begin with the axis and the last's end with it, so that no tile has
+    keys off the grid: two tiles of 7 tokens, k = 7, need 10 keys each.
     """
-    length, (before, after) = x.shape[dim], reach
-    if side == length and reach == (0, 0):
-        return x.unsqueeze(dim)  # saves small grids a copy: 5 to 10 % of the mixer
-    blocks, size = -(-length // side), before + side + after
-    pieces = -(-size // side)  # a stretch is a piece of so many neighbours in a row
-    filled = (blocks + pieces - 1) * side - before - length
-    x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (before, filled)).unflatten(dim, (-1, side))
-    stretches = torch.cat([x.narrow(dim, i, blocks) for i in range(pieces)], dim=dim + 1)
-    return stretches.narrow(dim + 1, 0, size)
+
+    length: int
+    queries: int
+    keys: int
+    before: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.length // self.queries)
+
+    @property
+    def first_keys(self) -> list[int]:
+        last = self.length - self.keys
+        return [min(max(i * self.queries - self.before, 0), last) for i in range(self.tiles)]
 
 
-def _merge(x: Tensor, grid: TokenGrid, block: tuple[int, int], heads: int) -> Tensor:
-    """(B, S * T * h, y * x, d) -> (B, N, C), without the queries that fill the last blocks."""
-    B, _, _, d = x.shape
-    S, T = -(-grid.height // block[0]), -(-grid.width // block[1])
-    x = x.reshape(B, S, T, heads, *block, d).permute(0, 1, 4, 2, 5, 3, 6)
-    x = x.reshape(B, S * block[0], T * block[1], heads * d)
-    return x[:, : grid.height, : grid.width].reshape(B, -1, heads * d)
+@lru_cache
+def _cuts(height: int, width: int, window: int) -> tuple[_Cut, _Cut]:
+    """The cheapest tiles: few large ones have more pairs, many small ones copy more keys."""
+
+    def cost(cuts: tuple[_Cut, _Cut]) -> int:
+        rows, columns = cuts
+        queries, keys = rows.queries * columns.queries, rows.keys * columns.keys
+        return rows.tiles * columns.tiles * keys * (queries + _KEY_COST)
+
+    sides = range(1, max(height, width) + 1)
+    return min(((_cut(height, n, window), _cut(width, n, window)) for n in sides), key=cost)
+
+
+def _cut(length: int, side: int, window: int) -> _Cut:
+    """An axis in as few tiles of at most ``side`` tokens as there can be, alike."""
+    before, after = (window - 1) // 2, window // 2
+    queries = -(-length // -(-length // side))
+    reached = (
+        min(first + queries + after, length) - max(first - before, 0)
+        for first in range(0, length, queries)
+    )
+    return _Cut(length, queries, max(reached), before)
+
+
+def _queries(x: Tensor, dim: int, cut: _Cut) -> Tensor:
+    """Along ``dim``, length -> (tiles, queries); zeros fill the last tile."""
+    if missing := cut.tiles * cut.queries - cut.length:
+        x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing))
+    return x.unflatten(dim, (cut.tiles, cut.queries))
+
+
+def _keys(x: Tensor, dim: int, cut: _Cut) -> Tensor:
+    """Along ``dim``, length -> (tiles, keys)."""
+    if cut.tiles == 1:
+        return x.unsqueeze(dim)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # sees no Python function
+        return _stretches(x, dim, cut)
+    keys: Tensor = _Stretches.apply(x, dim, cut)
+    return keys
+
+
+def _stretches(x: Tensor, dim: int, cut: _Cut) -> Tensor:
+    return torch.stack([x.narrow(dim, first, cut.keys) for first in cut.first_keys], dim)
+
+
+class _Stretches(torch.autograd.Function):
+    """``_stretches``, which overlap, and the sum of their gradients.
+
+    One zeroed tensor for all of them: autograd makes one for every slice, which took a
+    quarter of the mixer's time at 56 x 56. Nothing is added atomically, as a gather's or
+    ``Tensor.unfold``'s gradient would be.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, cut: _Cut) -> Tensor:
+        ctx.dim, ctx.cut = dim, cut
+        return _stretches(x, dim, cut)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        dim, cut = ctx.dim, ctx.cut
+        before, after = gradient.shape[:dim], gradient.shape[dim + 2 :]
+        total = gradient.new_zeros(*before, cut.length, *after)
+        for first, part in zip(cut.first_keys, gradient.unbind(dim), strict=True):
+            total.narrow(dim, first, cut.keys).add_(part)
+        return total, None, None

@@ -18,7 +18,7 @@ HEADS: Final = 3
 """The width and heads of size tiny: at 14 x 14 tokens a layer costs what it does on the board."""
 
 SIDES: Final = (7, 14, 28, 42)
-"""Patches of 16 pixels in images of 112, 224, 448 and 672. 7 divides them, and so the blocks
+"""Patches of 16 pixels in images of 112, 224, 448 and 672. 7 divides them, and so the tiles
 of local attention come out even; at 56, patch_ff alone would count for seconds."""
 
 _NOISE: Final = 1e-9
@@ -37,7 +37,7 @@ def macs_by_tokens(
 
     Executed ones, counted as the board's (``flops.CONVENTION``); norm, residual and channel
     mixer of the block are not included. A mixer may execute a small grid in another way than
-    a large one: local attention is dense on the first two of ``SIDES``, in blocks on the others.
+    a large one: local attention takes the first of ``SIDES`` at once, and the others in tiles.
 
     Raises:
         CountingError: as ``count_macs``.
