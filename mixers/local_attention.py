@@ -4,7 +4,6 @@ Axis letters: B batch, N tokens, C channels, h heads, d channels of a head, H x 
 grid, k the window's side, S x T tiles, y x x the queries of a tile, Y x X its keys.
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +70,7 @@ class LocalAttention(TokenMixer):
             raise ValueError(f"local_attention: border is 'zero' or 'masked', not {border!r}.")
         self.window = window
         self.border = border
+        self._cuts = _cuts(*grid[:2], window)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim) if out_proj else nn.Identity()
         # Entry i belongs to the offset i - (k - 1) // 2; every head has its own d / 2 channels.
@@ -80,7 +80,7 @@ class LocalAttention(TokenMixer):
         nn.init.trunc_normal_(self.rel_column, std=0.02)
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        rows, columns = _cuts(*grid[:2], self.window)
+        rows, columns = self._cuts if grid == self.grid else _cuts(*grid[:2], self.window)
         q, k, v = self.qkv(x).unflatten(1, grid[:2]).chunk(3, dim=-1)  # (B, H, W, C) each
         q = self._heads(_queries(_queries(q, 1, rows), 3, columns))  # (B, S, T, h, y, x, d)
         k = self._heads(_keys(_keys(k, 1, rows), 3, columns))
@@ -202,7 +202,6 @@ class _Cut(NamedTuple):
         return [min(max(i * self.queries - self.before, 0), last) for i in range(self.tiles)]
 
 
-@lru_cache
 def _cuts(height: int, width: int, window: int) -> tuple[_Cut, _Cut]:
     """The cheapest tiles: few large ones have more pairs, many small ones copy more keys."""
 

@@ -134,15 +134,16 @@ def test_tiles_of_any_side_equal_all_tokens_at_once(
 ):
     grid = TokenGrid(height, width)
     torch.manual_seed(seed)
-    mixer = create_mixer("local_attention", 8, grid, 2, window=window, border=border)
-    randomize(mixer.double())
     x = torch.randn(2, grid.tokens, 8, dtype=torch.float64, requires_grad=True)
     weights = torch.randn_like(x)
 
     def mix(side: int) -> list[Tensor]:
+        torch.manual_seed(seed)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(local_attention, "_cuts", cut_into(side))
-            y = mixer(x, grid)
+            mixer = create_mixer("local_attention", 8, grid, 2, window=window, border=border)
+        randomize(mixer.double())
+        y = mixer(x, grid)
         return [y, *torch.autograd.grad((y * weights).sum(), [x, *mixer.parameters()])]
 
     for tiled, at_once in zip(mix(side), mix(99), strict=True):
