@@ -8,6 +8,7 @@ the wall, which counts others' work; on a GPU only the wall does.
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -29,6 +30,7 @@ from mixerbench.training.provenance import git_state
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+_TURN_SECONDS = 0.2  # as in torch.utils.benchmark.Timer.blocked_autorange
 _PACKAGES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "mlflow")
 
 
@@ -146,28 +148,35 @@ def interleave(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, list[Turn]]:
-    """Turns of every candidate, one in each round; one round before them is not counted."""
+    """Turns of every candidate, one in each round; one round before them is not counted.
+
+    A turn is one call, or as many as take ``_TURN_SECONDS``: a layer stands in a row of its
+    like, not after a peer that has emptied the caches and given its memory back.
+    """
     names, shuffle = list(candidates), random.Random(seed).shuffle
+    first = {name: timed(candidates[name], device).wall for name in names}
+    calls = {
+        name: math.ceil(_TURN_SECONDS / took) if rounds > 1 else 1 for name, took in first.items()
+    }
     turns: dict[str, list[Turn]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         shuffle(names)
         for name in names:
-            turn = timed(candidates[name], device)
-            if number:
-                turns[name].append(turn)
+            turns[name].append(timed(candidates[name], device, calls[name]))
     return turns
 
 
-def timed(call: Callable[[], object], device: torch.device | str = "cpu") -> Turn:
-    """One call, waited for."""
+def timed(call: Callable[[], object], device: torch.device | str = "cpu", calls: int = 1) -> Turn:
+    """The mean of so many calls in a row, waited for."""
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.synchronize()
     cpu, wall = time.process_time(), time.perf_counter()
-    call()
+    for _ in range(calls):
+        call()
     if is_cuda:
         torch.cuda.synchronize()
-    return Turn(time.process_time() - cpu, time.perf_counter() - wall)
+    return Turn((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -60,7 +60,8 @@ class Attention(TokenMixer):
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d) each
+        # Their gradients are then stacked as the linear layer wants them, with no copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, h, N, d) each
         dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(
             q, k, v, attn_mask=self._bias(grid, q.dtype), dropout_p=dropout
