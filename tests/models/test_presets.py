@@ -293,6 +293,23 @@ def test_a_preset_trains_a_step_in_the_micro_size(name):
     assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "name", ["ff_tiny", "deit_tiny", "lit_s", "resnet26", "sasa_r26", "sasa_r26_full"]
+)
+def test_images_whose_channels_lie_side_by_side_give_the_same(name):
+    """As they come beside a GPU: the layout runs on into the model, and alters no number."""
+    model = create_model(preset=name, size="micro", image_size=64, num_classes=3).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        one = copy.deepcopy(model)
+        logits = one(images.contiguous(memory_format=layout))
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in one.parameters() if p.grad is not None)])
+    for planes, side_by_side in zip(*found, strict=True):
+        torch.testing.assert_close(side_by_side, planes, rtol=1e-8, atol=1e-10)
+
+
 REPLACED = [
     ("deit_tiny", {"mixer": "patch_ff"}, "blocks.0.mixer.fc1.weight"),
     ("ff_tiny", {"mixer": "attention"}, "blocks.0.mixer.qkv.weight"),
