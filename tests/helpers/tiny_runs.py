@@ -9,6 +9,13 @@ DATA = [
     "protocol.image_size=16",
 ]  # fmt: skip
 MODEL = ["size.depth=1", "size.dim=16", "size.num_heads=2"]
+RECIPE = ["recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=8",
+          "recipe.augmentation.repeats=2", "recipe.mixup.prob=1", "recipe.ema.decay=0.9",
+          "recipe.regularization.drop_path=0.2",
+          "recipe.regularization.drop_path_schedule=constant", "recipe.optimizer.lr=2e-3",
+          "recipe.schedule.warmup_lr=1e-3", "recipe.schedule.warmup_epochs=1"]  # fmt: skip
+RUN = ["tracking.offline=true", "run.measure=false", "run.progress=false", "run.log_every_steps=1",
+       "run.device=cpu"]  # fmt: skip
 
 
 def losses(folder: Path) -> list[float]:

@@ -8,20 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import DATA, MODEL
+from tiny_runs import DATA, MODEL, RECIPE, RUN
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.run import Finished, run_training
 
-RECIPE = ["recipe.epochs=3", "recipe.batch.size=16", "recipe.batch.micro_batch_size=8",
-          "recipe.augmentation.repeats=2", "recipe.mixup.prob=1", "recipe.ema.decay=0.9",
-          "recipe.regularization.drop_path=0.2",
-          "recipe.regularization.drop_path_schedule=constant", "recipe.optimizer.lr=2e-3",
-          "recipe.schedule.warmup_lr=1e-3", "recipe.schedule.warmup_epochs=1"]  # fmt: skip
-RUN = ["tracking.offline=true", "run.measure=false", "run.progress=false", "run.log_every_steps=1",
-       "run.device=cpu"]  # fmt: skip
 STEPS = 4  # of an epoch
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from tiny_runs import DATA, RECIPE, RUN
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.data.corrupt import CorruptImages
 from mixerbench.errors import TrainingStopped
@@ -61,6 +64,50 @@ def test_micro_batches_matter_where_they_are_part_of_the_recipe(trained: Trained
 )  # fmt: skip
 def test_a_run_setting_changes_no_weight(override: str, plain: Any, trained: Trained) -> None:
     assert _same_weights(plain, trained(*override.split()))
+
+
+class _Waits(TorchDispatchMode):
+    """Counts where a GPU's host would wait: for a value, or for a shape that values decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("nonzero", "masked_select", "_unique2") or (
+            name == "_local_scalar_dense" and args[0].is_floating_point()
+        ):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(tmp_path: Path) -> Callable[..., int]:
+    """How often a run of one epoch of so many steps would wait for a GPU."""
+
+    def count(preset: str, steps: int, *overrides: str) -> int:
+        settings = compose(
+            [f"preset={preset}", "size=micro", *DATA, "protocol.image_size=32",
+             f"data.train_images={16 * steps}", *RECIPE, "recipe.epochs=1",
+             "recipe.schedule.warmup_epochs=0", "recipe.regularization.dropout=0.1",
+             "recipe.optimizer.clip_grad_norm=1", *RUN, "run.log_every_steps=100",
+             "run.workers=1", f"run.root={tmp_path / str(steps)}", *overrides]
+        )  # fmt: skip
+        with _Waits() as mode:
+            run_training(settings)
+        return mode.count
+
+    return count
+
+
+@pytest.mark.parametrize("preset", ["ff_tiny", "deit_tiny", "lit_s", "resnet26", "sasa_r26_full"])
+def test_no_step_waits_for_the_device(preset: str, waits: Callable[..., int]) -> None:
+    assert waits(preset, 1) == waits(preset, 3)  # at the epoch's log line, and to evaluate
+
+
+def test_every_line_of_the_log_waits_for_the_device(waits: Callable[..., int]) -> None:
+    assert waits("ff_tiny", 3, "run.log_every_steps=1") > waits("ff_tiny", 1)
 
 
 def test_gradient_checkpointing_runs_blocks_again(
