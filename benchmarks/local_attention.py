@@ -3,7 +3,8 @@
 Peer: the k x k neighbours of every token copied out by ``F.unfold``, for keys and for values,
 the relative embedding added to the copied keys, one softmax over k * k. Same parameters; values
 and gradients are shown to be equal first. Both alone, from q, k and v to their mixture, and as
-whole mixers with their projections. On a GPU also ``flex_attention``, compiled.
+whole mixers with their projections. On a GPU also ``flex_attention``, compiled, and NATTEN where
+it is installed.
 
     python benchmarks/local_attention.py [--heads 6] [--rounds 9]
 """
@@ -11,6 +12,7 @@ whole mixers with their projections. On a GPU also ``flex_attention``, compiled.
 import itertools
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from harness import Benchmark, Pass, check_same, compare, interleave, peak_mib
@@ -99,6 +101,56 @@ def flex(mixer: TokenMixer, grid: TokenGrid, compiled: bool = True) -> Forward:
     return forward
 
 
+def natten(
+    mixer: TokenMixer, grid: TokenGrid, attend: Callable[..., Tensor] | None = None
+) -> Forward:
+    """NATTEN's fused neighbourhood attention, which has no relative logits; masked border, odd k.
+
+    Its windows of k rows and columns stay on the grid, hence hold those of the centred ones that
+    do. Within one all rows differ modulo k: so the one-hot residues of a key's row and column
+    are appended to it, and to a query its relative logit for each residue, or one that no softmax
+    sees where the centred window ends.
+
+    Args:
+        attend: in place of ``natten.na2d``, as which it is called.
+    """
+    if attend is None:
+        from natten import na2d as attend  # type: ignore[import-not-found,no-redef]
+    h, k, device = mixer.num_heads, mixer.window, mixer.rel_row.device
+
+    def by_residue(table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(length, k, h, d/2) by query and residue; which are outside; a key's residue."""
+        query, residue = (
+            torch.arange(length, device=device)[:, None],
+            torch.arange(k, device=device),
+        )
+        first = (query - k // 2).clamp(0, length - k)
+        offset = first + (residue - first) % k - query + k // 2
+        outside = table.new_zeros(()).where((offset >= 0) & (offset < k), -1e4)
+        return table[offset.clamp(0, k - 1)], outside, F.one_hot(query[:, 0] % k, k)
+
+    def forward(x: Tensor) -> Tensor:
+        qkv = mixer.qkv(x).unflatten(1, grid[:2]).unflatten(-1, (3, h, -1))
+        q, keys, values = qkv.unbind(3)  # (B, H, W, h, d) each
+        q_row, q_column = q.chunk(2, dim=-1)
+        table, outside, row = by_residue(mixer.rel_row, grid.height)
+        rows = torch.einsum("bijhd,irhd->bijhr", q_row, table) + outside[:, None, None]
+        table, outside, column = by_residue(mixer.rel_column, grid.width)
+        columns = torch.einsum("bijhd,jrhd->bijhr", q_column, table) + outside[:, None]
+        place = torch.cat([row[:, None].expand(-1, grid.width, -1),
+                           column.expand(grid.height, -1, -1)], dim=-1)  # fmt: skip
+        place = place.to(keys.dtype)[:, :, None].expand(*keys.shape[:-1], -1)
+        width = keys.shape[-1]
+        wide = -(-(width + 2 * k) // 8) * 8  # tensor cores want a multiple of 8
+        q = F.pad(torch.cat([q, rows, columns], dim=-1), (0, wide - width - 2 * k))
+        keys = F.pad(torch.cat([keys, place], dim=-1), (0, wide - width - 2 * k))
+        values = F.pad(values, (0, wide - width))
+        mixed = attend(q, keys, values, kernel_size=k, scale=1.0)[..., :width]
+        return mixer.proj(mixed.flatten(1, 2).flatten(2))
+
+    return forward
+
+
 def main() -> None:
     benchmark = Benchmark(__file__, __doc__, rounds=9)
     benchmark.parser.add_argument("--heads", type=int, default=6)
@@ -124,6 +176,8 @@ def main() -> None:
             }
             if device.type == "cuda" and border == "masked":
                 forwards["flex_attention"] = flex(mixer, grid)
+                if find_spec("natten") and side >= WINDOW:
+                    forwards["NATTEN"] = natten(mixer, grid)
             passes = {
                 name: Pass(forward, x, dict(mixer.named_parameters()), options.precision)
                 for name, forward in forwards.items()
