@@ -52,15 +52,16 @@ def image_test(differences: "NDArray[np.int64]") -> float:
             integers.
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special, stats
 
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     observed = int(differences.sum())
     if len(sizes) == 0:
         return 1.0
     if len(sizes) == 1:
-        wins = int((differences > 0).sum())
-        return float(stats.binomtest(wins, int(counts[0]), 0.5).pvalue)
+        wins, count = int((differences > 0).sum()), int(counts[0])
+        # binomtest's p-value for even odds, a thousand times as fast: a board has 20,000 pairs.
+        return float(min(1.0, 2 * special.bdtr(min(wins, count - wins), count, 0.5)))
     largest = int((sizes * counts).sum())
     if largest > _EXACT_UP_TO:  # then a sum of very many: normal
         deviation = math.sqrt(float((sizes.astype(float) ** 2 * counts).sum()))

@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "state_dicts"
 
 
+pytestmark = pytest.mark.xdist_group("papers")
+
+
 @pytest.fixture(scope="module")
 def official() -> dict[str, torch.Tensor]:
     """The entries of linear_tiny under the names of its authors."""

@@ -24,6 +24,8 @@ from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.group import join
 from mixerbench.training.run import run_training
 
+pytestmark = pytest.mark.xdist_group("elastic")  # which share an undisturbed run
+
 TINY = [
     "data=synthetic", "data.train_images=64", "data.val_images=24", "data.num_classes=4",
     "protocol.image_size=16", "size.depth=1", "size.dim=16", "size.num_heads=2",

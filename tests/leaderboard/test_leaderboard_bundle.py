@@ -43,7 +43,10 @@ from mixerbench.tracking.store import Store
 from mixerbench.tracking.upload import Upload
 from mixerbench.training.run import run_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("bundle"),  # one store, whatever the number of processes
+]
 
 PLUGIN = '''
 import torch

@@ -26,6 +26,7 @@ from mixerbench.errors import UserError
 from mixerbench.tracking import views
 from mixerbench.tracking.keys import Metric
 
+pytestmark = pytest.mark.xdist_group("serve")  # one server, whatever the number of processes
 slow = pytest.mark.slow
 START_SECONDS = 180  # a server needs 12 s on two quiet cores
 

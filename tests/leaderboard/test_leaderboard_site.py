@@ -19,6 +19,8 @@ from leaderboard.site import Site, single_page, write_site
 from leaderboard.store import Store
 from mixerbench.tracking.keys import Metric, Tag
 
+pytestmark = pytest.mark.xdist_group("site")  # one site, whatever the number of processes
+
 ENTRIES = 8
 OPEN_ALL = "all => all.forEach(one => { one.open = true; })"
 FAMILY = Family(

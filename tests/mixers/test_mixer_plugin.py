@@ -62,6 +62,9 @@ print(json.dumps(report))
 """
 
 
+pytestmark = pytest.mark.xdist_group("plugin")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plugins")

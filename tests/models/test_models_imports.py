@@ -15,6 +15,9 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 
 
+pytestmark = pytest.mark.xdist_group("imports")
+
+
 @pytest.fixture(scope="module")
 def modules() -> list[str]:
     result = subprocess.run(

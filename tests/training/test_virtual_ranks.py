@@ -23,6 +23,8 @@ from mixerbench.config.schema import Settings
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint
 
+pytestmark = pytest.mark.xdist_group("virtual-ranks")  # which share a run of one process
+
 EVERYTHING = [
     "preset=lit_s", "size=micro", "protocol=digits", "recipe.epochs=1", "data=synthetic",
     "data.train_images=384", "data.val_images=90", "data.num_classes=10",
@@ -156,8 +158,7 @@ def _agree(run: Run, reference: Run, precision: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(("size", "workers"), [(1, 0), (1, 3), (2, 1), (4, 0), (4, 3)])
 def test_processes_and_workers_change_neither_batches_nor_losses(
     size: int, workers: int, train: Train, alone: Callable[[str], Run]
 ) -> None:
