@@ -93,10 +93,10 @@ class LocalAttention(TokenMixer):
         q_row, q_column = q.chunk(2, dim=-1)  # (B, S, T, h, y, x, d/2) each
         table, outside = self._absolute(self.rel_row, rows)
         to_rows = torch.einsum("bsthyxd,syzhd->bsthyxz", q_row, table)
-        to_rows = to_rows + outside[:, None, None, :, None]
+        to_rows = to_rows + outside[:, None, None, :, None].to(to_rows)
         table, outside = self._absolute(self.rel_column, columns)
         to_columns = torch.einsum("bsthyxd,txzhd->bsthyxz", q_column, table)
-        to_columns = to_columns + outside[:, None, None]
+        to_columns = to_columns + outside[:, None, None].to(to_columns)
         appended = [to_rows, to_columns]
         k = torch.cat([k, _one_hot_position(k)], dim=-1).flatten(-3, -2)
         v = v.flatten(-3, -2)
@@ -147,7 +147,7 @@ class LocalAttention(TokenMixer):
         columns_out = to_columns.masked_fill(column_inside, _OUTSIDE).logsumexp(-1)
         # outside = rows outside with any column, or rows inside with columns outside
         logit = torch.logaddexp(rows_out + to_columns.logsumexp(-1), rows_in + columns_out)
-        return logit.unsqueeze(-1)
+        return logit.unsqueeze(-1).to(to_rows)  # autocast sums exponentials in float32
 
     def _inside(self, cut: "_Cut", device: torch.device) -> Tensor:
         """(tiles, queries, k): does the neighbour at each offset lie on the grid?"""
