@@ -68,8 +68,6 @@ class Pair:
         x: the input, without the batch.
         names: theirs -> ours, patterns of state-dict names.
         run, run_theirs: the forward passes, where they are not just calls.
-        convert: turns their entries into ours where names are not all that differs; gradients
-            are not compared then.
         inner: has layers in front of it, and so hands a gradient to its input.
     """
 
@@ -79,7 +77,6 @@ class Pair:
     names: Names = field(default_factory=dict)
     run: Callable[[Tensor], Tensor] | None = None
     run_theirs: Callable[[Tensor], Tensor] | None = None
-    convert: Callable[[str, Tensor], Tensor] | None = None
     inner: bool = True
 
 
@@ -210,18 +207,12 @@ def merging(s: Sizes) -> Pair:
     def run(x: Tensor) -> Tensor:
         return ours(x.transpose(1, 2).unflatten(2, s.grid[:2])).flatten(2).transpose(1, 2)
 
-    def ordered(name: str, tensor: Tensor) -> Tensor:
-        """Four tokens column by column, then channels -> channels, then tokens row by row."""
-        by_place = tensor.unflatten(-1, (2, 2, s.dim))
-        return by_place.movedim(-1, -3).transpose(-1, -2).flatten(-3)
-
     return Pair(
         ours,
         theirs,
         (s.grid.tokens, s.dim),
         run=run,
         run_theirs=lambda x: theirs(x.unflatten(1, s.grid[:2])).flatten(1, 2),
-        convert=ordered,
     )
 
 
@@ -287,8 +278,6 @@ def main() -> None:
         for module in (pair.ours, pair.theirs):
             module.to(options.device).train()
         state = {rename(key, pair.names): one for key, one in pair.theirs.state_dict().items()}
-        if pair.convert is not None:
-            state = {key: pair.convert(key, one) for key, one in state.items()}
         pair.ours.load_state_dict(state)
         x = torch.randn(batch, *pair.x, device=options.device, requires_grad=pair.inner)
         theirs = {rename(key, pair.names): one for key, one in pair.theirs.named_parameters()}
@@ -299,7 +288,7 @@ def main() -> None:
             "timm": Pass(pair.run_theirs or pair.theirs, x, theirs, options.precision),
         }
         tolerance = 1e-4 if options.precision == "fp32" else 5e-2
-        differences = check_same(name, passes, "timm", tolerance, gradients=pair.convert is None)
+        differences = check_same(name, passes, "timm", tolerance)
         memory = {side: peak_mib(one, options.device) for side, one in passes.items()}
         turns = interleave(passes, options.rounds, options.device)
         bar = {} if options.tiny else {"ours": BAR}

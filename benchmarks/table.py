@@ -17,6 +17,8 @@ _HEADINGS = {
     "difference": "largest difference",
     "bar": "to hold",
     "megabytes": "MB",
+    "images_per_second": "images a second",
+    "overhead_ms": "ms beyond its peer",
 }
 _KNOWN = {"case", "candidate", "peer", "cpu_ms", "wall_ms", "cpu_ratio", "wall_ratio"}
 
@@ -120,6 +122,9 @@ def _cell(key: str, value: Any) -> str:
         return f"≥ {value:g}"
     if key == "difference":
         return "equal bit by bit" if value == 0 else f"{value:.0e}"
+    if isinstance(value, Mapping):
+        low, high = _number(value["lower_quartile"]), _number(value["upper_quartile"])
+        return f"{_number(value['median'])} ({low} to {high})"
     return _number(value) if isinstance(value, (int, float)) else str(value)
 
 

@@ -41,7 +41,7 @@ class DeformableMerging(nn.Module):
 
 @register_merging("patch")
 class PatchMerging(nn.Module):
-    """The 2 x 2 tokens side by side, LayerNorm, a linear layer without bias (Swin)."""
+    """The 2 x 2 tokens one behind the other, LayerNorm, a linear layer without bias (Swin)."""
 
     paper = "Swin Transformer, arXiv:2103.14030"
 
@@ -51,7 +51,8 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * in_dim, out_dim, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        tokens = F.pixel_unshuffle(image, 2).permute(0, 2, 3, 1)  # (B, H/2, W/2, 4C)
+        pairs = image.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        tokens = pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)  # column by column, as Swin's weights
         return self.reduction(self.norm(tokens)).permute(0, 3, 1, 2)
 
 

@@ -211,8 +211,8 @@ def test_patch_merging_is_norm_and_projection_of_four_tokens():
     images = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     actual = merging(images)
     for b, i, j in product(range(2), range(2), range(3)):
-        four = torch.stack([images[b, :, 2 * i + a, 2 * j + c] for _, (a, c) in KERNEL], dim=1)
-        values = four.flatten()  # each channel's four pixels, row by row
+        four = [images[b, :, 2 * i + a, 2 * j + c] for c, a in product(range(2), repeat=2)]
+        values = torch.cat(four)  # each pixel's channels, column by column
         mean = values.sum() / 12
         var = (values - mean).square().sum() / 12
         normed = (values - mean) / torch.sqrt(var + 1e-5) * merging.norm.weight + merging.norm.bias
