@@ -10,6 +10,7 @@ does inside itself (padding heads to a multiple of 8, skipping masked blocks) is
 figure belongs to the model, not to the device.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,13 +63,18 @@ def on_cpu(model: nn.Module) -> nn.Module:
 
 
 def count_macs(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> MacCount:
-    """Count the multiply-adds of one image in evaluation mode, on the model's own device.
+    """Count the multiply-adds of one image in evaluation mode, as a CPU executes them.
+
+    Elsewhere a mixer may execute others: a fused kernel wants padding, say. A board's count is
+    the same wherever its models were trained.
 
     Raises:
         CountingError: an operator is unknown, or the two counters differ by more than 1 %.
         ImportError: fvcore is not installed.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper cannot be traced
+    if any(parameter.is_cuda for parameter in model.parameters()):
+        model = copy.deepcopy(model).cpu()
     with (
         measuring(model, training=False) as device,
         torch.no_grad(),

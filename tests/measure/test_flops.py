@@ -160,3 +160,12 @@ def test_counting_leaves_each_module_in_its_mode_and_random_numbers_alone():
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mixer", VARIANTS, ids=str)
+def test_a_model_on_a_gpu_has_the_count_of_a_cpu(mixer):
+    model = create_model(mixer, **MICRO)
+    expected = count_macs(model, 32)
+    assert count_macs(model.cuda(), 32) == expected
+    assert all(parameter.is_cuda for parameter in model.parameters())
