@@ -120,10 +120,8 @@ def natten(
 
     def by_residue(table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """(length, k, h, d/2) by query and residue; which are outside; a key's residue."""
-        query, residue = (
-            torch.arange(length, device=device)[:, None],
-            torch.arange(k, device=device),
-        )
+        query = torch.arange(length, device=device)[:, None]
+        residue = torch.arange(k, device=device)
         first = (query - k // 2).clamp(0, length - k)
         offset = first + (residue - first) % k - query + k // 2
         outside = table.new_zeros(()).where((offset >= 0) & (offset < k), -1e4)

@@ -128,7 +128,7 @@ class LocalAttention(TokenMixer):
         """
         tile = torch.arange(cut.tiles, device=table.device)[:, None, None] * cut.queries
         query = tile + torch.arange(cut.queries, device=table.device)[:, None]
-        first = (tile - cut.before).clamp(0, cut.length - cut.keys)
+        first = (tile - cut.before).clamp(0, cut.length - cut.keys)  # first_keys, on the device
         key = first + torch.arange(cut.keys, device=table.device)
         index = key - query + cut.before
         outside = table.new_zeros(()).where((index >= 0) & (index < self.window), _OUTSIDE)

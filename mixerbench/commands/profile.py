@@ -16,7 +16,7 @@ from mixerbench.config.schema import Settings
 from mixerbench.devices import choose_device
 from mixerbench.errors import as_user_errors
 from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, break_down
-from mixerbench.measure.flops import CONVENTION
+from mixerbench.measure.flops import CONVENTION, count_macs
 from mixerbench.measure.profile import Measures, measure_model
 from mixerbench.training.loop import build_model
 from mixers import load_plugin
@@ -38,15 +38,16 @@ def profile(settings: Settings, as_json: bool) -> str:
     with as_user_errors():
         for plugin in settings.plugins:
             load_plugin(plugin)
-        model = build_model(settings, classes).to(device)
+        model = build_model(settings, classes)
     how: dict[str, Any] = {
         "num_classes": classes,
         "batch_size": settings.run.measure_batch_size,
         "seconds": settings.run.measure_seconds,
         "precision": settings.run.precision,
         "device": device,
+        "macs": count_macs(model, size),
     }
-    measures = measure_model(model, size, **how)
+    measures = measure_model(model.to(device), size, **how)
     breakdown = break_down(model, size, **how)
     if as_json:
         content = {"model": settings.label, "image_size": size, "gmacs_convention": CONVENTION}

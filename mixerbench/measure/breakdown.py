@@ -99,6 +99,7 @@ def break_down(
     precision: str,
     device: torch.device | str,
     in_chans: int = 3,
+    macs: MacCount | None = None,
 ) -> Breakdown:
     """Time a training step of ``model`` on ``device``, whole and part by part.
 
@@ -108,11 +109,12 @@ def break_down(
 
     Args:
         seconds: for these steps, two at least; one more comes before them and one after.
+        macs: of the model, where they are known; else they are counted.
 
     Raises:
         CountingError: as ``count_macs``.
     """
-    macs = count_macs(model, image_size, in_chans)
+    macs = macs or count_macs(model, image_size, in_chans)
     layout = _Layout(model)
     with measuring(model, training=True, device=device) as place, without_a_trace(model):
         # Not zeros: GPUs multiply them with less power, hence at higher clocks.

@@ -52,19 +52,22 @@ def measure_model(
     precision: str,
     device: torch.device | str,
     in_chans: int = 3,
+    macs: MacCount | None = None,
 ) -> Measures:
     """Parameters, multiply-adds, speed, memory and energy of ``model`` on ``device``.
 
     Args:
         seconds: for the throughput, and as many again for the latency.
+        macs: of the model, where they are known; else they are counted.
     """
+    macs = macs or count_macs(model, image_size, in_chans)
     hardware = hardware_name(device, precision)
     energy = EnergyMeter(energy_counter(device))
     timing: dict[str, Any] = {"seconds": seconds, "precision": precision, "device": device}
     with measuring(model, training=False, device=device):
         return Measures(
             parameters=count_parameters(model),
-            gmacs=count_macs(model, image_size, in_chans).total / 1e9,
+            gmacs=macs.total / 1e9,
             images_per_second=throughput(
                 model, image_size, batch_size, in_chans=in_chans, energy=energy, **timing
             ),

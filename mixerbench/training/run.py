@@ -17,7 +17,7 @@ from mixerbench.config.checks import check_processes
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
-from mixerbench.measure.flops import CountingError, count_macs
+from mixerbench.measure.flops import CountingError, MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
@@ -111,7 +111,7 @@ def run_training(
                     journal,
                     preemption,
                     group,
-                    macs,
+                    None if macs is None else macs.total,
                 )
             weights = {
                 name: {key: whole(tensor) for key, tensor in module.state_dict().items()}
@@ -120,7 +120,7 @@ def run_training(
             if group.is_first:
                 _keep(settings, splits, folder, result, weights, about, journal)
                 if settings.run.measure:
-                    _measure(settings, splits, weights[Artifact.MODEL], device, journal)
+                    _measure(settings, splits, weights[Artifact.MODEL], macs, device, journal)
     return Finished(folder, result)
 
 
@@ -131,7 +131,7 @@ def _open(settings: Settings) -> Splits:
 
 def _prepare(
     settings: Settings, group: Group
-) -> tuple[Splits, nn.Module, nn.Module | None, int | None]:
+) -> tuple[Splits, nn.Module, nn.Module | None, MacCount | None]:
     """The images, the model, the teacher, and the model's multiply-adds where they are counted.
 
     The settings are complete after it.
@@ -150,7 +150,7 @@ def _prepare(
         model = build_model(settings, classes)
         macs = None
         if settings.run.measure and group.is_first:  # what cannot be counted fails now
-            macs = count_macs(model, settings.protocol.image_size).total
+            macs = count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
         _try_names(settings, model)
     if not settings.tracking.offline and group.is_first:
@@ -346,6 +346,7 @@ def _measure(
     settings: Settings,
     splits: Splits,
     weights: Mapping[str, Tensor],
+    macs: MacCount | None,
     device: torch.device,
     journal: Journal,
 ) -> None:
@@ -359,6 +360,7 @@ def _measure(
         seconds=settings.run.measure_seconds,
         precision=settings.run.precision,
         device=device,
+        macs=macs,
     )
     journal.metrics(0, measured(measures))
 
