@@ -40,6 +40,9 @@ class Tag:
     UID: Final = "mixerbench.uid"  # of the run's folder: finds it in any store
     CONFIG_DRIFT: Final = "mixerbench.config_drift"  # run settings that a resume changed
     IMPORTED: Final = "mixerbench.imported"  # name of the bundle that the run came in
+    # 16 hex digits: the pixels of all validation images as they were decoded; absent where one
+    # could not be read. Runs of one board agree in it.
+    VAL_PIXELS: Final = "mixerbench.data.val_pixels"
 
 
 class Param:
@@ -80,7 +83,8 @@ class Metric:
     IMAGES_SEEN: Final = "final/images_seen"
     VAL_IMAGES: Final = "final/val_images"  # of which the accuracies are shares
     BEST_TOP1: Final = "best/top1"
-    CORRUPT_IMAGES: Final = "data/corrupt_images"  # of both splits, replaced by others
+    CORRUPT_IMAGES: Final = "data/corrupt_images"  # of both splits
+    UNREADABLE_VAL_IMAGES: Final = "data/unreadable_val_images"  # left out of the accuracy
 
     PARAMETERS: Final = "measure/parameters"
     GMACS: Final = "measure/gmacs"  # 1e9 multiply-adds of one image's forward pass
@@ -116,7 +120,10 @@ class Artifact:
 
 
 class Prediction:
-    """Columns of the per-image predictions, final weights, in the order of the data set."""
+    """Columns of the per-image predictions, final weights, in the order of the data set.
+
+    An image that could not be read has no row.
+    """
 
     IMAGE: Final = "image"  # path or index, as the data set names it
     TARGET: Final = "target"
@@ -124,6 +131,7 @@ class Prediction:
     CONFIDENCE: Final = "confidence"  # softmax probability of the predicted class
     TARGET_PROBABILITY: Final = "target_probability"
     IN_TOP5: Final = "in_top5"
+    CHECKSUM: Final = "checksum"  # CRC-32 of the decoded pixels; older runs have none
 
 
 class Hardest:
