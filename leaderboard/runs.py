@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,11 @@ class Run:
     tags: Mapping[str, str]  # mixerbench's own
     params: Mapping[str, Mapping[str, str]]  # {"protocol": {"protocol.recipe.epochs": "300"}}
     metrics: Mapping[str, float]  # last values; NaN and infinity are left out
+
+    @property
+    def imported(self) -> str:
+        """Name of the bundle that it came in; empty: it was trained here."""
+        return self.tags.get(Tag.IMPORTED, "")
 
     @property
     def protocol(self) -> Mapping[str, str]:
@@ -108,8 +113,15 @@ def reading_of(
     parts: Mapping[str, Mapping[str, str]],
     experiments: Mapping[str, str],
 ) -> Reading:
-    """Runs and measurements from their states; what is no finished run is counted."""
-    runs, measurements, skipped = [], [], Counter[str]()
+    """Runs and measurements from their states; what is no finished run is counted.
+
+    Runs of one protocol saw the same validation images, see `_with_other_pixels`; what was
+    measured here counts before what was imported.
+    """
+    runs: list[Run] = []
+    measurements: list[Measurement] = []
+    imported: list[Measurement] = []
+    skipped = Counter[str]()
     for run_id, state in states.items():
         tags, is_measurement = state["tags"], state["tags"].get(Tag.KIND) == MEASUREMENT
         if tags.get(Tag.KIND) == LEADERBOARD:  # the pages that were published from here
@@ -117,7 +129,7 @@ def reading_of(
         if reason := _reason_to_skip(state, experiments):
             skipped[reason] += 1
         elif is_measurement:
-            measurements.append(
+            (imported if Tag.IMPORTED in tags else measurements).append(
                 Measurement(
                     run_id=run_id,
                     finished=state["finished"],
@@ -141,11 +153,44 @@ def reading_of(
                     **{field: tags[tag] for field, tag in TAGS.items()},
                 )
             )
+    own = {_what_was_measured(one) for one in measurements}
+    measurements += [one for one in imported if _what_was_measured(one) not in own]
+    if other := _with_other_pixels(runs):
+        skipped["evaluated on validation images of other pixels"] = len(other)
+    runs = [run for run in runs if run.run_id not in other]
     return Reading(
         tuple(sorted(runs, key=lambda run: (run.finished, run.tags.get(Tag.UID, run.run_id)))),
         dict(skipped),
         in_order(measurements),
     )
+
+
+def _what_was_measured(one: Measurement) -> tuple[object, ...]:
+    batch_size = one.metrics.get(Metric.MEASURE_BATCH_SIZE)
+    return one.protocol_fingerprint, one.model_fingerprint, one.hardware, batch_size
+
+
+def _with_other_pixels(runs: Iterable[Run]) -> set[str]:
+    """Ids of the runs that were evaluated on other pixels than most runs of their protocol.
+
+    Where one has runs of one's own, only these decide; of as many, those of which one ended first.
+    Runs of before there was the tag are none of them.
+    """
+    by_protocol: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if pixels := run.tags.get(Tag.VAL_PIXELS):
+            by_protocol[run.protocol_fingerprint][pixels].append(run)
+
+    def weight(group: Sequence[Run]) -> tuple[int, int, int]:
+        own = [run for run in group if not run.imported]
+        counted = own or group
+        return len(own), len(counted), -min(run.finished for run in counted)
+
+    other = set()
+    for groups in by_protocol.values():
+        stays = max(groups, key=lambda pixels: (weight(groups[pixels]), pixels))
+        other |= {run.run_id for key in groups.keys() - {stays} for run in groups[key]}
+    return other
 
 
 def in_order(measurements: Iterable[Measurement]) -> tuple[Measurement, ...]:
