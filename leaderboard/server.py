@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from leaderboard.source import open_source
-from leaderboard.store import without_password
+from mixerbench.tracking.passwords import without_password
 
 if TYPE_CHECKING:
     from flask import Flask, Response

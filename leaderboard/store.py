@@ -7,7 +7,6 @@ changed is not even opened.
 import gc
 import json
 import os
-import re
 import sqlite3
 import tempfile
 import time
@@ -32,6 +31,7 @@ from leaderboard.runs import (
     thinned,
 )
 from mixerbench.tracking.keys import Metric
+from mixerbench.tracking.passwords import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,10 +41,6 @@ SCHEMES = ("sqlite", "file", "http", "https", "postgresql", "mysql", "mssql")
 PAGE = 500  # runs; a server takes about 3 s, its time limit below is 30 s
 _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 CLOCK_SKEW_MS = 10 * 60 * 1000  # between the machines that upload to one store
-
-
-def without_password(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
 class Store:

@@ -1,0 +1,25 @@
+"""Passwords in addresses of stores: no log, record or page repeats them."""
+
+import re
+from typing import Final
+
+_NEXT: Final = r"[\s\"',;(<\[{][A-Za-z][\w+.-]*:"
+"""Where another address begins in the same text."""
+
+_USER: Final = re.compile(rf"(:(?:\\?/){{2}})[^\s:/?#@]*(?:[:@](?:(?!{_NEXT}//)\S)*)?@")
+"""User and password before the host, up to the last @: passwords hold @ and / as well."""
+
+_QUERY: Final = re.compile(
+    r"([?&;][^\s=&;?]*(?:pass|pwd|token|secret|key|auth|credential|sig|odbc_connect)[^\s=&;?]*=)"
+    r"[^\s&#\"']+",
+    re.IGNORECASE,
+)
+
+
+def without_password(text: str) -> str:
+    """``text`` with ``***`` for the users and passwords of all addresses in it.
+
+    >>> without_password("no answer from http://me:p@ss@host:5000/?token=abc")
+    'no answer from http://***@host:5000/?token=***'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
