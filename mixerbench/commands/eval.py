@@ -38,14 +38,12 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     if saved and settings.model == saved["model"]:
         settings.label = saved["label"]  # a preset's name
     result, images = evaluate_checkpoint(settings, read_weights(path, ema))
-    replaced = int((result.sources != result.indices).sum())
     if predictions is not None:
         result.write_predictions(Path(predictions), images)
     return (
         f"{settings.label}{' (EMA)' if ema else ''} on {settings.protocol.name}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
-        f"{len(result.targets)} images"
-        + (f", {replaced} of them unreadable and replaced by others" if replaced else "")
+        f"{result.counted}"
     )
 
 
@@ -74,11 +72,9 @@ def evaluate_checkpoint(
         load_weights(model, tensors, settings.label)
     model.to(device, weight_dtype(settings.run.precision))
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
-    result = evaluate(model, loader, device, settings.run.precision)
     corrupt = CorruptImages(splits.val, "val", settings.protocol.data.max_corrupt)
-    corrupt.add(result.indices, result.sources)
     with as_user_errors():
-        corrupt.check()
+        result = evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
     return result, splits.val
 
 

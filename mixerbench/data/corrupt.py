@@ -1,29 +1,38 @@
-"""Which images could not be read and were replaced, and when they are too many."""
+"""Which images could not be read, and when they are too many."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from torch import Tensor
 
 from mixerbench.data.images import Images, UnreadableImageError, printable
 
+MAX_UNREADABLE_VAL: Final = 0.01
+"""Share of the validation images at most, whatever ``data.max_corrupt`` says.
+
+They are left out of the accuracy. What is missing may all be of one class, and what can be said
+of two models shrinks with every image that only one of them has seen.
+"""
+
 
 class TooManyCorruptError(ValueError):
-    """More images of a split cannot be read than ``data.max_corrupt`` allows."""
+    """More images of a split cannot be read than its limit allows."""
 
 
 class CorruptImages:
     """The images of one split that could not be read, as the main process sees them go by.
 
-    Each item of a loader says which image it stands for and which was really loaded, so it
+    Each item of a loader says which image it stands for and what was really loaded, so it
     does not matter in how many processes they were loaded.
 
     Args:
         split: what the split is called in messages: train or val.
-        max_share: of the split's images, 0..1; with 0 a single corrupt one is too many.
+        max_share: ``data.max_corrupt``, 0..1; with 0 a single corrupt one is too many.
     """
 
     def __init__(self, images: Images, split: str, max_share: float) -> None:
-        self._images, self._split, self._max_share = images, split, max_share
+        self._images, self._split, self._setting = images, split, max_share
+        self._max_share = min(max_share, MAX_UNREADABLE_VAL) if split == "val" else max_share
         self._indices: set[int] = set()
 
     @property
@@ -54,11 +63,16 @@ class CorruptImages:
         if not count or count / total <= self._max_share:  # a product would round 29 of 100 off
             return
         name, index = self._by_name()[0]
+        if self._max_share < self._setting:
+            limit = f"the {self._max_share:.2%} of validation images that an accuracy may lack"
+            way_out = ""
+        else:
+            limit = f"protocol.data.max_corrupt={self._setting} ({self._setting:.2%}) allows"
+            way_out = ", or set protocol.data.max_corrupt higher"
         raise TooManyCorruptError(
             f"{count} of {total} {self._split} images could not be read, which is "
-            f"{count / total:.2%} and more than protocol.data.max_corrupt={self._max_share} "
-            f"({self._max_share:.2%}) allows. The first is {name} ({self._reason(index)}). "
-            "Repair or remove such files, or set protocol.data.max_corrupt higher."
+            f"{count / total:.2%} and more than {limit}. The first is {name} "
+            f"({self._reason(index)}). Repair or remove such files{way_out}."
         )
 
     def report(self) -> str:

@@ -1,8 +1,9 @@
 """Loaders for training and for evaluation."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,15 @@ from mixerbench.devices import weight_dtype
 from mixerbench.recipe.pixels import Erased, EvalPixels, Normalize, TrainPixels
 
 MAX_WORKERS = 16
+UNREADABLE: Final = -1
+"""Instead of the checksum of an image that could not be read: the others are not below 0."""
+
 _REPLACEMENTS = 100  # tried for one image
+_NOTHING: Final = np.zeros((1, 1, 3), np.uint8)  # stands for a validation image
 
 
 class ImageBatch(NamedTuple):
-    """What the model sees of some images.
+    """What the model sees of some training images.
 
     ``indices`` and ``sources`` differ where an image could not be read: image and target are
     then its replacement's. Both lie on the CPU.
@@ -33,13 +38,29 @@ class ImageBatch(NamedTuple):
     sources: Tensor  # (B,), which images were really loaded
 
 
+class EvalBatch(NamedTuple):
+    """What the model sees of some validation images.
+
+    One that could not be read is black, so that the batch keeps its size, and its checksum is
+    ``UNREADABLE``: whoever counts leaves it out. ``indices`` and ``checksums`` lie on the CPU.
+    """
+
+    images: Tensor  # (B, 3, H, W), normalised
+    targets: Tensor  # (B,)
+    indices: Tensor  # (B,), which images they are
+    checksums: Tensor  # (B,), CRC-32 of the decoded pixels
+
+
+Batch = TypeVar("Batch", ImageBatch, EvalBatch)
+
+
 class Chunk(NamedTuple):
     """Images as a loader's process hands them over."""
 
     pixels: Tensor  # (B, H, W, 3), uint8
     targets: Tensor
     indices: Tensor
-    sources: Tensor
+    loaded: Tensor  # the fourth column of the batches: sources or checksums
     boxes: Tensor  # (boxes, 6): image, top, left, height, width, and where its noise begins
     noise: Tensor  # of all boxes, (3, height, width) each, one behind the other
 
@@ -48,8 +69,8 @@ class Chunk(NamedTuple):
         places = self.boxes[:, 0] - start
         boxes = self.boxes[(places >= 0) & (places % step == 0)]
         boxes[:, 0] = (boxes[:, 0] - start) // step
-        pixels, targets, indices, sources = (column[start::step] for column in self[:4])
-        return Chunk(pixels, targets, indices, sources, boxes, self.noise)
+        pixels, targets, indices, loaded = (column[start::step] for column in self[:4])
+        return Chunk(pixels, targets, indices, loaded, boxes, self.noise)
 
 
 # --- what a loader's process does -------------------------------------------------------------
@@ -72,27 +93,28 @@ class _Training(Dataset[Chunk]):
             made.append(pixels)
             erased.append(boxes)
             sources.append(loaded[2])
-        return _chunk(self._images, made, [s.image for s in samples], sources, erased)
+        targets = [self._images.targets[source] for source in sources]
+        return _chunk(made, targets, [s.image for s in samples], sources, erased)
 
 
 class _Evaluation(Dataset[Chunk]):
-    """The chunks of images by index.
-
-    The replacement of an image that cannot be read stands in under its index, and so under its
-    name among the predictions, with the replacement's target: accuracy remains a share of as
-    many images, in which the replacement counts twice.
-    """
+    """The chunks of images by index, with a checksum of what was decoded."""
 
     def __init__(self, images: Images, transform: EvalPixels) -> None:
         self._images, self._transform = images, transform
 
     def __getitems__(self, indices: Sequence[int]) -> Chunk:
-        made, sources = [], []
+        made, checksums = [], []
         for index in indices:  # one whole image at a time: 256 photographs can take gigabytes
-            pixels, source = _load(self._images, index)
+            try:
+                pixels = self._images.load(index)
+                checksum = zlib.crc32(np.ascontiguousarray(pixels).data)
+            except UnreadableImageError:
+                pixels, checksum = _NOTHING, UNREADABLE
             made.append(self._transform(pixels))
-            sources.append(source)
-        return _chunk(self._images, made, indices, sources)
+            checksums.append(checksum)
+        targets = [self._images.targets[index] for index in indices]
+        return _chunk(made, targets, indices, checksums)
 
 
 def _load(images: Images, index: int) -> tuple[np.ndarray, int]:
@@ -118,10 +140,10 @@ def _load(images: Images, index: int) -> tuple[np.ndarray, int]:
 
 
 def _chunk(
-    images: Images,
     pixels: Sequence[np.ndarray],
+    targets: Sequence[int],
     indices: Sequence[int],
-    sources: Sequence[int],
+    loaded: Sequence[int],
     erased: Sequence[Erased] = (),
 ) -> Chunk:
     boxes, noise, begin = [], [torch.empty(0)], 0
@@ -132,9 +154,9 @@ def _chunk(
             begin += values.numel()
     return Chunk(
         torch.from_numpy(np.stack(pixels)),
-        torch.tensor([images.targets[source] for source in sources]),
+        torch.tensor(targets),
         torch.tensor(indices),
-        torch.tensor(sources),
+        torch.tensor(loaded),
         torch.tensor(boxes, dtype=torch.int64).view(-1, 6),
         torch.cat(noise),
     )
@@ -143,7 +165,7 @@ def _chunk(
 # --- what the training process does -----------------------------------------------------------
 
 
-class _Batches:
+class _Batches(Generic[Batch]):
     """Batches on the device, made of the chunks of a loader.
 
     Beside a GPU the copy, and what follows it up to the batch, happen on a stream of their own:
@@ -151,6 +173,7 @@ class _Batches:
 
     Args:
         deal: the chunks of each batch, out of all.
+        kind: of batches.
     """
 
     def __init__(
@@ -160,11 +183,13 @@ class _Batches:
         run: Run,
         device: torch.device,
         deal: Callable[[Iterator[Chunk]], Iterator[list[Chunk]]],
+        kind: type[Batch],
     ) -> None:
         self.loader, self._deal, self._device = loader, deal, device
+        self._kind: type[Batch] = kind
         self._normalize = Normalize(protocol.data, device, weight_dtype(run.precision))
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         batches = map(self._batch, self._deal(map(self._moved, self.loader)))
         if self._device.type != "cuda":
             yield from batches
@@ -183,8 +208,8 @@ class _Batches:
         )
         return chunk._replace(pixels=pixels, noise=noise)
 
-    def _batch(self, chunks: list[Chunk]) -> ImageBatch:
-        pixels, targets, indices, sources = (
+    def _batch(self, chunks: list[Chunk]) -> Batch:
+        pixels, targets, indices, loaded = (
             column[0] if len(chunks) == 1 else torch.cat(column)
             for column in list(zip(*chunks, strict=True))[:4]
         )
@@ -195,10 +220,10 @@ class _Batches:
                 noise = chunk.noise[begin : begin + 3 * height * width].view(3, height, width)
                 images[first + image, :, top : top + height, left : left + width] = noise
             first += len(chunk.targets)
-        return ImageBatch(images, targets.to(self._device, non_blocking=True), indices, sources)
+        return self._kind(images, targets.to(self._device, non_blocking=True), indices, loaded)
 
 
-def _arrived(batch: ImageBatch, stream: torch.cuda.Stream) -> ImageBatch:
+def _arrived(batch: Batch, stream: torch.cuda.Stream) -> Batch:
     """``batch``, which was made on ``stream``, for the current one."""
     current = torch.cuda.current_stream()
     current.wait_stream(stream)
@@ -234,7 +259,7 @@ def train_loader(
                 ]
 
     loader = _loader(dataset, order.chunks(), run, device)
-    return _Batches(loader, protocol, run, device, deal), order
+    return _Batches(loader, protocol, run, device, deal, ImageBatch), order
 
 
 def eval_loader(
@@ -244,11 +269,13 @@ def eval_loader(
     device: torch.device,
     process: int = 0,
     processes: int = 1,
-) -> Iterable[ImageBatch]:
+) -> Iterable[EvalBatch]:
     """This process's share of the images; all of them in order for a single one."""
     order = evaluation_batches(len(images.targets), run.evaluation_batch_size, process, processes)
     loader = _loader(_Evaluation(images, EvalPixels(protocol)), order, run, device)
-    return _Batches(loader, protocol, run, device, lambda chunks: ([chunk] for chunk in chunks))
+    return _Batches(
+        loader, protocol, run, device, lambda chunks: ([chunk] for chunk in chunks), EvalBatch
+    )
 
 
 def _loader(dataset: Dataset[Chunk], order: Any, run: Run, device: torch.device) -> Iterable[Chunk]:

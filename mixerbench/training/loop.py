@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mixerbench.config.schema import Run, Settings
 from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
 from mixerbench.data.draws import seed_generators
-from mixerbench.data.images import Splits
-from mixerbench.data.loader import eval_loader, train_loader
+from mixerbench.data.images import Images, Splits, UnreadableImageError, printable
+from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype
 from mixerbench.errors import Preempted, TrainingStopped, UserError
@@ -33,11 +33,11 @@ from mixerbench.recipe.optimization import (
 from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Artifact, Metric
 from mixerbench.training.checkpoint import CHECKPOINTS
-from mixerbench.training.evaluation import Evaluation, evaluate
+from mixerbench.training.evaluation import Evaluation, EvaluationError, evaluate
 from mixerbench.training.group import Group
 from mixerbench.training.parallel import distribute, own_part
 from mixerbench.training.preemption import Preemption, StopRequested
-from mixerbench.training.state import TrainingState
+from mixerbench.training.state import Progress, TrainingState
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def train(
 
     Raises:
         Preempted: it said so; the state of the last step is saved.
-        TrainingStopped: the loss is no longer a number, too many images cannot be read, or
-            there is no room for a checkpoint.
+        TrainingStopped: the loss is no longer a number, too many images cannot be read, a
+            validation image has changed, or there is no room for a checkpoint.
         UserError: the checkpoint belongs to another run.
     """
     protocol, run = settings.protocol, settings.run
@@ -151,10 +151,22 @@ def train(
 
     def validate() -> tuple[Evaluation, Evaluation]:
         group.share_buffers(model, ema.module)
-        both = _validate(state, validation, device, run.precision, journal, preemption, group)
-        corrupt_val.add(both[0].indices, both[0].sources)
-        _check_corrupt(corrupt_val, folder, group)
-        return both
+        try:
+            plain, average = (
+                evaluate(
+                    module, validation, device, run.precision, group, preemption.check, corrupt_val
+                )
+                for module in (model, ema.module)
+            )
+        except TooManyCorruptError as error:
+            raise _too_many(error, corrupt_val, folder, group) from None
+        except EvaluationError as error:
+            _check_weights(model, progress.step, saved, group)
+            raise TrainingStopped(f"{error} {_advice(saved)}") from None
+        for evaluation in (plain, average):
+            _check_pixels(state, evaluation, splits.val, folder)
+        _log_validation(progress, plain, average, journal)
+        return plain, average
 
     def is_due(done: int) -> bool:
         return done % run.evaluate_every_epochs == 0 and 0 < done < recipe.epochs
@@ -226,6 +238,9 @@ def train(
             f"told to stop ({signal}): the state of step {progress.step} is saved. "
             f"Continue with run.resume={folder}"
         ) from None
+    except UnreadableImageError as error:  # and no other image instead of it
+        *_, line = str(error).splitlines()  # behind the traceback of a loader's process
+        raise TrainingStopped(line.rpartition("UnreadableImageError: ")[2]) from None
     journal.metrics(
         progress.step,
         {
@@ -238,6 +253,7 @@ def train(
             Metric.TRAINING_SECONDS: progress.training_seconds,
             Metric.IMAGES_SEEN: progress.step * recipe.batch.size,
             Metric.VAL_IMAGES: len(final.targets),
+            Metric.UNREADABLE_VAL_IMAGES: len(final.unreadable),
         },
     )
     return Result(model, ema.module, final, final_ema, (corrupt, corrupt_val))
@@ -248,19 +264,10 @@ def _seconds_at_peak(macs: int, device: torch.device, run: Run, group: Group) ->
     return training_flops(macs) / (group.size * peak_flops(device, run.precision))
 
 
-def _validate(
-    state: TrainingState,
-    loader: Any,
-    device: torch.device,
-    precision: str,
-    journal: Journal,
-    preemption: Preemption,
-    group: Group,
-) -> tuple[Evaluation, Evaluation]:
-    """Evaluate the weights and their moving average; DeiT's code keeps the latter unseen."""
-    progress = state.progress
-    plain = evaluate(state.model, loader, device, precision, group, preemption.check)
-    ema = evaluate(state.ema.module, loader, device, precision, group, preemption.check)
+def _log_validation(
+    progress: Progress, plain: Evaluation, ema: Evaluation, journal: Journal
+) -> None:
+    """The weights' accuracy and that of their moving average, which DeiT's code keeps unseen."""
     progress.best_top1 = max(progress.best_top1, plain.top1)
     progress.evaluated = progress.step
     journal.metrics(
@@ -274,7 +281,26 @@ def _validate(
             Metric.EMA_LOSS: ema.loss,
         },
     )
-    return plain, ema
+
+
+def _check_pixels(
+    state: TrainingState, evaluation: Evaluation, images: Images, folder: Path
+) -> None:
+    """Stop if an image has other pixels than in an earlier evaluation of this run."""
+    found = torch.full((len(images.targets),), UNREADABLE, dtype=torch.int64)
+    found[evaluation.indices] = evaluation.checksums
+    known = state.val_checksums if len(state.val_checksums) else found
+    changed = (found != known) & (found != UNREADABLE) & (known != UNREADABLE)
+    if changed.any():
+        name = printable(images.name(int(changed.int().argmax())))
+        others = int(changed.sum()) - 1
+        raise TrainingStopped(
+            f"validation image {name}{f' and {others} others have' if others else ' has'} other "
+            "pixels than in this run's evaluation before: the file was replaced, or other versions "
+            f"of libraries decode it. Put back what was there and continue with run.resume={folder}"
+            ", or start a new run."
+        )
+    state.val_checksums = torch.where(found == UNREADABLE, known, found)
 
 
 def _check_weights(model: nn.Module, step: int, saved: Path | None, group: Group) -> None:
@@ -291,10 +317,16 @@ def _check_corrupt(corrupt: CorruptImages, folder: Path, group: Group) -> None:
     try:
         corrupt.check()
     except TooManyCorruptError as error:
-        path = folder / Artifact.CORRUPT
-        if group.is_first:
-            path.write_text(corrupt.report(), encoding="utf-8")
-        raise TrainingStopped(f"{error} All of them are in {path}.") from None
+        raise _too_many(error, corrupt, folder, group) from None
+
+
+def _too_many(
+    error: TooManyCorruptError, corrupt: CorruptImages, folder: Path, group: Group
+) -> TrainingStopped:
+    path = folder / Artifact.CORRUPT
+    if group.is_first:
+        path.write_text(corrupt.report(), encoding="utf-8")
+    return TrainingStopped(f"{error} All of them are in {path}.")
 
 
 def _advice(saved: Path | None) -> str:

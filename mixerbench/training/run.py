@@ -55,7 +55,7 @@ class Finished:
         final, ema = self.result.final, self.result.final_ema
         return (
             f"{settings.label}, seed {settings.run.seed}: top-1 {final.top1:.2f} % (EMA "
-            f"{ema.top1:.2f} %), top-5 {final.top5:.2f} %, {len(final.targets)} images\n"
+            f"{ema.top1:.2f} %), top-5 {final.top5:.2f} %, {final.counted}\n"
             f"{self.folder}\n'mixerbench leaderboard' compares it with other runs."
         )
 
@@ -330,6 +330,9 @@ def _keep(
     result.final.write_hardest(folder / Artifact.HARDEST, splits.val)
     for name in (Artifact.PREDICTIONS, Artifact.HARDEST):
         journal.artifact(folder / name)
+    pixels = result.final.pixels(splits.val)
+    if pixels is not None:
+        journal.tags({Tag.VAL_PIXELS: pixels})
     for name, tensors in weights.items():
         checkpoint.save(folder / name, tensors, about)
         if settings.tracking.upload_weights:

@@ -27,6 +27,9 @@ class Progress:
     corrupt: list[int] = field(default_factory=list)  # training images that could not be read
 
 
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
 class TrainingState:
     """Weights, their moving average, the optimizer, the loss scaler, and the progress.
 
@@ -43,6 +46,7 @@ class TrainingState:
     ) -> None:
         self.model, self.ema, self.optimizer, self.scaler = model, ema, optimizer, scaler
         self.progress = Progress()
+        self.val_checksums = _NONE  # of every validation image, once they were evaluated
 
     def save(self, folder: Path, about: dict[str, Any], keep: int, group: Group = ALONE) -> Path:
         """Write a checkpoint of this step, ``about`` in its header; older than ``keep`` go.
@@ -56,6 +60,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": optimizer_tensors,
+            "val": {"checksums": self.val_checksums},
         }
         tensors = {
             name: whole(tensor)
@@ -134,6 +139,7 @@ class TrainingState:
         self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(header["scaler"])
         self.progress = Progress(**header["progress"])
+        self.val_checksums = tensors.get("val.checksums", _NONE)  # older ones have none
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

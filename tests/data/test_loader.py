@@ -1,6 +1,7 @@
 """Loaders: what a sample becomes depends on the sample, not on who loads it or when."""
 
 import random
+import zlib
 from itertools import islice
 
 import numpy as np
@@ -137,8 +138,12 @@ def test_evaluation_sees_every_image_once_and_in_order(small):
     run = Run(evaluation_batch_size=3, workers=0)
     batches = list(eval_loader(splits.val, protocol, run, CPU))
     assert [len(images) for images, *_ in batches] == [3, 3, 1]  # the last is not left out
-    images, targets, *indices = (torch.cat(column) for column in zip(*batches, strict=True))
-    assert [column.tolist() for column in indices] == 2 * [list(range(7))]
+    images, targets, indices, checksums = (
+        torch.cat(column) for column in zip(*batches, strict=True)
+    )
+    assert indices.tolist() == list(range(7))
+    decoded = [splits.val.load(index).tobytes() for index in range(7)]
+    assert checksums.tolist() == [zlib.crc32(pixels) for pixels in decoded]
     assert targets.tolist() == list(splits.val.targets)
     pixels = torch.from_numpy(splits.val.load(4) / 255.0).permute(2, 0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (protocol.data.mean, protocol.data.std))

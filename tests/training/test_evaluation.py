@@ -1,7 +1,8 @@
 """Accuracies against a direct computation, and what is written of each image."""
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from mixerbench.commands.eval import (
 )
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
+from mixerbench.data.loader import UNREADABLE
 from mixerbench.errors import UserError
 from mixerbench.tracking.keys import Prediction
 from mixerbench.training import checkpoint
-from mixerbench.training.evaluation import evaluate
+from mixerbench.training.evaluation import EvaluationError, evaluate
 
 CPU = torch.device("cpu")
 
@@ -41,12 +43,13 @@ class _Table(nn.Module):
         return self.dropout(self.logits[images.long().flatten()])
 
 
-def _loader(targets: Tensor, batch_size: int) -> DataLoader[Any]:
+def _loader(targets: Tensor, batch_size: int, unreadable: Sequence[int] = ()) -> DataLoader[Any]:
     count = len(targets)
     rows = torch.arange(count, dtype=torch.float32)[:, None]
+    checksums = 1000 + torch.arange(count)
+    checksums[list(unreadable)] = UNREADABLE
     return DataLoader(
-        TensorDataset(rows, targets, torch.arange(count), torch.arange(count)),
-        batch_size=batch_size,
+        TensorDataset(rows, targets, torch.arange(count), checksums), batch_size=batch_size
     )
 
 
@@ -88,11 +91,68 @@ def test_the_model_keeps_its_mode_and_gets_no_gradient(training: bool) -> None:
     assert torch.equal(result.predicted, model.logits.argmax(dim=1))
 
 
-def test_predictions_are_a_row_per_image(tmp_path: Path) -> None:
-    class Named:
-        def name(self, index: int) -> str:
-            return f"val/{index}.png"
+class Named:
+    def name(self, index: int) -> str:
+        return f"val/{index}.png"
 
+
+def test_an_image_that_could_not_be_read_counts_nowhere(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(23, 7, generator=draws) * 3
+    targets = torch.randint(7, (23,), generator=draws)
+    unreadable = [0, 11, 12, 22]
+    logits[unreadable] = math.nan  # whatever the model says of the stand-in
+    kept = [index for index in range(23) if index not in unreadable]
+    result = evaluate(_Table(logits), _loader(targets, 5, unreadable), CPU, "fp32")
+    others = evaluate(_Table(logits[kept]), _loader(targets[kept], 5), CPU, "fp32")
+    assert (result.top1, result.top5, result.loss) == (others.top1, others.top5, others.loss)
+    assert result.indices.tolist() == kept
+    assert result.unreadable.tolist() == unreadable
+    assert result.counted == "19 images without 4 that could not be read"
+    assert result.pixels(Named()) is None  # type: ignore[arg-type]
+    result.write_predictions(tmp_path / "p.parquet", Named())  # type: ignore[arg-type]
+    table = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    assert table[Prediction.IMAGE] == [f"val/{index}.png" for index in kept]
+    assert table[Prediction.CHECKSUM] == [1000 + index for index in kept]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_answers_that_are_no_numbers_have_no_accuracy(value: float) -> None:
+    logits = torch.zeros(9, 3)
+    logits[4, 1] = logits[7, 0] = value
+    with pytest.raises(EvaluationError, match="2 of 9 validation images") as refusal:
+        evaluate(_Table(logits), _loader(torch.zeros(9, dtype=torch.long), 4), CPU, "fp32")
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_without_a_readable_image_there_is_no_accuracy() -> None:
+    loader = _loader(torch.zeros(3, dtype=torch.long), 2, range(3))
+    with pytest.raises(EvaluationError, match="none of 3 validation images"):
+        evaluate(_Table(torch.zeros(3, 2)), loader, CPU, "fp32")
+
+
+def test_the_digest_of_the_pixels_is_that_of_all_names_and_checksums() -> None:
+    def digest(count: int, prefix: str = "val/") -> str | None:
+        class Images:
+            def name(self, index: int) -> str:
+                return f"{prefix}{index}.png"
+
+        result = evaluate(
+            _Table(torch.zeros(count, 3)),
+            _loader(torch.zeros(count, dtype=torch.long), 4),
+            CPU,
+            "fp32",
+        )
+        assert result.checksums.tolist() == [1000 + index for index in range(count)]
+        return result.pixels(Images())  # type: ignore[arg-type]
+
+    rows = "".join(f"val/{index}.png\0{1000 + index}\n" for index in range(9))
+    assert digest(9) == hashlib.sha256(rows.encode()).hexdigest()[:16]
+    assert digest(9) != digest(8)
+    assert digest(9) != digest(9, "")
+
+
+def test_predictions_are_a_row_per_image(tmp_path: Path) -> None:
     logits = torch.tensor([[9.0, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 9.0], [5.0, 4, 3, 2, 1, 0]])
     targets = torch.tensor([0, 1, 5])
     result = evaluate(_Table(logits), _loader(targets, 2), CPU, "fp32")
@@ -100,7 +160,7 @@ def test_predictions_are_a_row_per_image(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "p.parquet").to_pydict()
     assert list(table) == [
         Prediction.IMAGE, Prediction.TARGET, Prediction.TOP1, Prediction.CONFIDENCE,
-        Prediction.TARGET_PROBABILITY, Prediction.IN_TOP5,
+        Prediction.TARGET_PROBABILITY, Prediction.IN_TOP5, Prediction.CHECKSUM,
     ]  # fmt: skip
     assert table[Prediction.IMAGE] == ["val/0.png", "val/1.png", "val/2.png"]
     assert table[Prediction.TARGET] == [0, 1, 5]

@@ -1,14 +1,17 @@
 """What a machine does to a run: full disks, too little memory, broken images, one bad process."""
 
+import hashlib
 import json
 import os
 import resource
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -16,12 +19,14 @@ from processes import differences, finish, start_group
 from sklearn.datasets import load_sample_images
 from small_disks import Disk, mounted
 
+from mixerbench.commands.pack import pack_folder
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.launching import rank
 from mixerbench.launching.job import Job
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
+from mixerbench.tracking.keys import Metric, Tag
 from mixerbench.training import checkpoint
 from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.group import Group, join
@@ -261,12 +266,14 @@ def test_a_signal_to_one_of_two_processes_stops_both(
 
 # --- images that cannot be read ---------------------------------------------------------------
 
+VALIDATION = sorted(f"{('temple', 'flower')[n % 2]}/{n:02}.JPEG" for n in range(100))
+
 
 @pytest.fixture
 def photographs(tmp_path: Path, tiny: Callable[..., Settings]) -> Callable[..., Settings]:
-    """Settings of a run on 32 + 10 real JPEG files of two classes; one of each split is broken."""
+    """Settings of a run on 32 + 100 real JPEG files of two classes; one of each is broken."""
     root, pictures = tmp_path / "images", load_sample_images().images
-    for split, count in (("train", 32), ("val", 10)):
+    for split, count in (("train", 32), ("val", len(VALIDATION))):
         for number in range(count):
             path = root / split / ("temple", "flower")[number % 2] / f"{number:02}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,12 +302,12 @@ def _predicted(folder: Path) -> list[str]:
     return names
 
 
-VALIDATION = sorted(f"{('temple', 'flower')[n % 2]}/{n:02}.JPEG" for n in range(10))
 BROKEN = ["train/temple/04.JPEG", "val/flower/03.JPEG"]
+READABLE = [name for name in VALIDATION if f"val/{name}" not in BROKEN]
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_broken_images_are_replaced_and_listed_alike_on_any_number_of_processes(
+def test_broken_images_are_listed_alike_on_any_number_of_processes(
     size: int, tmp_path: Path, photographs: Callable[..., Settings]
 ) -> None:
     settings = photographs("data.max_corrupt=0.2", f"run.devices={size}")
@@ -311,8 +318,13 @@ def test_broken_images_are_replaced_and_listed_alike_on_any_number_of_processes(
     records = [record for record, _ in read(folder / FILE_NAME)]
     counts = [r["values"].get("data/corrupt_images") for r in records if r["kind"] == "metrics"]
     assert counts[-1] == 2
+    values = {k: v for r in records if r["kind"] == "metrics" for k, v in r["values"].items()}
+    assert values[Metric.UNREADABLE_VAL_IMAGES] == 1
+    assert values[Metric.VAL_IMAGES] == 99
     assert any(r.get("path") == "corrupt_images.txt" for r in records)
-    assert _predicted(folder) == VALIDATION
+    # In training another stands in for it; what was not seen has no prediction.
+    assert _predicted(folder) == READABLE
+    assert not any(Tag.VAL_PIXELS in r["values"] for r in records if r["kind"] == "tags")
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -334,7 +346,114 @@ def test_more_processes_than_batches_of_validation_images(
 ) -> None:
     settings = photographs(
         "data.max_corrupt=0.2", "run.devices=4", "recipe.batch.micro_batch_size=4",
-        "run.evaluation_batch_size=8",
+        "run.evaluation_batch_size=60",
     )  # fmt: skip
     assert finish(start_group(_train, 4, settings, tmp_path)) == [0] * 4
-    assert _predicted(_folder(tmp_path / "runs")) == VALIDATION
+    assert _predicted(_folder(tmp_path / "runs")) == READABLE
+
+
+def test_one_in_a_hundred_validation_images_may_be_missing_and_no_more(
+    tmp_path: Path, photographs: Callable[..., Settings]
+) -> None:
+    (tmp_path / "images/val/temple/08.JPEG").write_text("gone")
+    message = _stop(lambda: run_training(photographs("data.max_corrupt=1")))
+    assert "2 of 100 val images could not be read, which is 2.00%" in message
+    assert "more than the 1.00% of validation images that an accuracy may lack" in message
+    assert "The first is val/flower/03.JPEG (OSError: " in message
+    folder = _folder(tmp_path / "runs")
+    assert _listed(folder) == ["val/flower/03.JPEG", "val/temple/08.JPEG"]
+    assert not any(
+        "val/top1" in record["values"]
+        for record, _ in read(folder / FILE_NAME)
+        if record["kind"] == "metrics"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_split_of_which_nothing_can_be_read_stops_a_run_in_one_line(
+    workers: int, tmp_path: Path, photographs: Callable[..., Settings]
+) -> None:
+    for path in (tmp_path / "images/train").rglob("*.JPEG"):
+        path.write_text("gone")
+    settings = photographs("data.max_corrupt=1", f"run.workers={workers}")
+    message = _stop(lambda: run_training(settings))
+    assert message.startswith(f"{tmp_path / 'images/train'}")
+    assert "cannot be identified as an image" in message
+    assert "none could be read" in message
+    assert len(message.splitlines()) == 1
+
+
+# --- images that change -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path: Path, photographs: Callable[..., Settings]) -> Callable[..., Settings]:
+    """The settings of ``photographs`` with all files mended."""
+
+    def make(*overrides: str) -> Settings:
+        settings = photographs(*overrides)
+        for broken in BROKEN:
+            path = tmp_path / "images" / broken
+            path.write_bytes((path.parent / "05.JPEG" if "flower" in broken else
+                              path.parent / "06.JPEG").read_bytes())  # fmt: skip
+        return settings
+
+    return make
+
+
+def test_a_run_knows_the_pixels_that_it_was_evaluated_on(
+    tmp_path: Path, whole: Callable[..., Settings]
+) -> None:
+    root = tmp_path / "images"
+
+    def digest(*overrides: str) -> str:
+        run_training(whole("recipe.epochs=1", *overrides))
+        newest = max(tmp_path.rglob(FILE_NAME), key=lambda path: path.stat().st_mtime)
+        table = pq.read_table(newest.parent / "predictions.parquet").to_pydict()
+        expected = hashlib.sha256()
+        for name, checksum in zip(table["image"], table["checksum"], strict=True):
+            pixels = np.asarray(Image.open(root / "val" / name).convert("RGB"))
+            assert checksum == zlib.crc32(pixels.tobytes())
+            expected.update(f"{name}\0{checksum}\n".encode())
+        tags = [r["values"] for r, _ in read(newest) if r["kind"] == "tags"]
+        assert tags[-1] == {Tag.VAL_PIXELS: expected.hexdigest()[:16]}
+        return str(tags[-1][Tag.VAL_PIXELS])
+
+    before = digest()
+    assert digest("run.seed=1", "run.evaluation_batch_size=7", "run.workers=1") == before
+    packed = tmp_path / "packed"
+    pack_folder(["data=folder", f"data.root={root}", f"out={packed}"])
+    assert digest(f"data.root={packed}") == before
+    picture = root / "val/flower/01.JPEG"
+    picture.write_bytes((root / "val/flower/03.JPEG").read_bytes())
+    assert digest() != before
+
+
+def test_a_validation_image_that_changes_stops_the_run_and_every_resume(
+    tmp_path: Path, whole: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = whole("recipe.epochs=3")
+    picture = tmp_path / "images/val/flower/01.JPEG"
+    original = picture.read_bytes()
+
+    def replace_in_second_epoch(self: ProgressView, name: str, record: dict[str, Any]) -> None:
+        if record.get("step") == 3 and "train/loss" in record["values"]:
+            picture.write_bytes((picture.parent / "07.JPEG").read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressView, "show", replace_in_second_epoch)
+        message = _stop(lambda: run_training(settings))
+    folder = _folder(tmp_path / "runs")
+    assert "validation image flower/01.JPEG has other pixels" in message
+    assert f"run.resume={folder}" in message
+    assert len(message.splitlines()) == 1
+    assert _newest(folder) == checkpoint.path_of(folder / CHECKPOINTS, 2)  # nothing after it
+
+    again = compose([*settings.overrides, f"run.resume={folder}"])
+    assert "flower/01.JPEG" in _stop(lambda: run_training(again))
+    picture.write_bytes(original)
+    again = compose([*settings.overrides, f"run.resume={folder}"])
+    assert run_training(again).folder == folder
+    steps = [r["step"] for r, _ in read(folder / FILE_NAME)
+             if r["kind"] == "metrics" and "val/top1" in r["values"]]  # fmt: skip
+    assert steps == [2, 4, 6]
