@@ -101,7 +101,13 @@ def leaderboard_text(
         hardware=hardware,
         source=source,
     )
-    return render.render(shown, reading.skipped, format=format, width=width, color=color)
+    return render.render(
+        *(shown, reading.skipped),
+        format=format,
+        width=width,
+        color=color,
+        refused=reading.refused,
+    )
 
 
 def explain_text(tracking_uri: str, a: str, b: str) -> str:

@@ -28,6 +28,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leaderboard import claims
 from leaderboard.cache import Cache
 from leaderboard.runs import (
     CURVE_POINTS,
@@ -46,7 +47,7 @@ from leaderboard.runs import (
 from leaderboard.source import Source
 from leaderboard.text import plain
 from mixerbench.config.schema import Run as RunSettings
-from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
+from mixerbench.config.schema import flatten
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Prediction, Tag
 
 if TYPE_CHECKING:
@@ -118,9 +119,7 @@ _ID = re.compile(r"[0-9A-Za-z]{1,64}")  # of a run: it becomes the name of a fol
 _SESSION = re.compile(r"[\w.-]{1,64}")
 # What MLflow takes.
 _KEY = re.compile(r"(?!.*(^|/)\.*(/|$))[\w.\-: /]{1,250}")
-_LONGEST = {"tag": 8000, "parameter": 6000, "experiment": 500, "name": 250}
 
-_TOLERANCE = 1e-6  # of a percentage or a probability that is computed anew
 _LINES = 10  # of an error
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -170,14 +169,22 @@ class Bundle:
     def read(self) -> Reading:
         """BundleError: a run claims what it does not show, one line for each."""
         content = self._content
-        reading = reading_of(content["runs"], content["parts"], content["experiments"])
+        reading = reading_of(
+            *(content["runs"], content["parts"], content["experiments"]), verify=False
+        )  # check_runs does, by the settings and predictions that are here
         if reading.skipped:
             line = skipped_line(reading.skipped)
             raise BundleError(f"{self.folder} holds what is no result. {line}")
         check_runs(reading.runs, content["settings"], self._tables[Artifact.PREDICTIONS].of)
         for run in reading.runs:
             self._check_pictures_and_curves(run)
-        measurements = (Measurement(**one) for one in content["measurements"].values())
+        measurements = [Measurement(**one) for one in content["measurements"].values()]
+        for one in measurements:
+            problems = chain(
+                claims.problems_of_time(one.finished), claims.problems_of_metrics(one.metrics)
+            )
+            if problem := next(problems, None):
+                raise BundleError(_one_line(f"measurement {one.run_id}: {problem.line}."))
         return reading._replace(measurements=in_order(measurements))
 
     def artifact(self, run: Run, name: str) -> Path | None:
@@ -284,7 +291,11 @@ def check_runs(
     for run in runs:
         own, rows = settings.get(run.run_id, {}), predictions(run.run_id)
         try:
-            problems = chain(_settings_problems(run, own), _prediction_problems(run, own, rows))
+            problems = chain(
+                _settings_problems(run, own),
+                _prediction_problems(run, own, rows),
+                _claim_problems(run, own),
+            )
             problem = next(problems, None)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"its settings are not those of a mixerbench run ({error!r:.100})"
@@ -305,43 +316,29 @@ def check_runs(
 
 def _settings_problems(run: Run, settings: Mapping[str, Any]) -> Iterator[str]:
     model, protocol = settings["model"], settings["protocol"]
-    hashed = protocol_fingerprint(protocol)
-    if hashed != run.protocol_fingerprint:
-        yield (
-            f"its protocol hashes to {hashed} in this version of mixerbench, but it claims "
-            f"{run.protocol_fingerprint}"
-        )
-    hashed = fingerprint(model)
-    if hashed != run.model_fingerprint:
-        yield f"its model hashes to {hashed}, but it claims {run.model_fingerprint}"
-    expected = {
-        Tag.SEED: settings["run"]["seed"],
-        Tag.PROTOCOL: protocol["name"],
-        Tag.SYNTHETIC: str(protocol["data"]["source"] == "synthetic").lower(),
-        Tag.MODEL: settings["label"],
-        Tag.SIZE: model["size"]["name"],
-        Tag.BACKBONE: model["backbone"]["name"],
-        Tag.STEM: model["stem"]["name"],
-    }
-    if "plan" not in model["mixer"]:  # a plan's name is made of several mixers'
-        expected[Tag.MIXER] = model["mixer"]["name"]
-    yield from _differences("tag", run.tags, expected)
+    recorded = claims.of_protocol(protocol), claims.of_model(model), claims.of_run(settings["run"])
+    problems = [
+        claims.problems_of_settings(run.tags, *recorded),
+        claims.differences("tag", run.tags, {Tag.MODEL: settings["label"]}),
+    ]
+    yield from (problem.line for problem in chain(*problems))
     for prefix, part in ((Param.MODEL, model), (Param.PROTOCOL, protocol)):
         logged = run.params.get(prefix.removesuffix("."), {})
-        yield from _differences("parameter", logged, dict(flatten(part, prefix)))
+        expected = dict(flatten(part, prefix))
+        for problem in claims.differences("parameter", logged, expected):
+            yield problem.line
+        if more := logged.keys() - expected.keys():
+            yield f"its parameter {min(more)} is not in its settings"
 
 
-def _differences(
-    kind: str, logged: Mapping[str, str], expected: Mapping[str, object]
-) -> Iterator[str]:
-    for key, value in expected.items():
-        if logged.get(key) != str(value)[: _LONGEST[kind]]:
-            yield (
-                f"its {kind} {key} is {logged.get(key, 'missing')!r:.60}, but its settings say "
-                f"{str(value)!r:.60}"
-            )
-    if kind == "parameter" and (more := logged.keys() - expected.keys()):
-        yield f"its parameter {min(more)} is not in its settings"
+def _claim_problems(run: Run, settings: Mapping[str, Any]) -> Iterator[str]:
+    classes = settings["protocol"]["data"]["num_classes"]
+    problems = [
+        claims.problems_of_time(run.finished),
+        claims.problems_of_tags(run.tags),
+        claims.problems_of_metrics(run.metrics, classes),
+    ]
+    yield from (problem.line for problem in chain(*problems))
 
 
 def _prediction_problems(
@@ -360,14 +357,14 @@ def _prediction_problems(
         )
     )
     correct = target == top1
-    claims = {
+    expected = {
         Metric.FINAL_TOP1: 100 * np.mean(correct),
         Metric.FINAL_TOP5: 100 * np.mean(in_top5),
         Metric.VAL_IMAGES: len(rows),
     }
-    for metric, shown in claims.items():
+    for metric, shown in expected.items():
         claimed = run.metrics.get(metric)
-        if claimed is None or abs(claimed - shown) > _TOLERANCE:
+        if claimed is None or abs(claimed - shown) > claims.TOLERANCE:
             yield f"its predictions give {metric} = {shown:.10g}, but it claims {claimed}"
     if len(rows.column(Prediction.IMAGE).unique()) != len(rows):
         yield "an image stands twice in its predictions"
@@ -375,14 +372,14 @@ def _prediction_problems(
     if min(target.min(), top1.min()) < 0 or max(target.max(), top1.max()) >= classes:
         yield f"its predictions name a class beyond its {classes}"
     for values in (confidence, probability):
-        if not np.all((values >= 0) & (values <= 1 + _TOLERANCE)):  # false for NaN
+        if not np.all((values >= 0) & (values <= 1 + claims.TOLERANCE)):  # false for NaN
             yield "its predictions have a probability that is not within 0 and 1"
-    if np.any(probability > confidence + _TOLERANCE):
+    if np.any(probability > confidence + claims.TOLERANCE):
         yield "its predictions have a class that is more probable than the predicted one"
-    if np.any(correct & (np.abs(confidence - probability) > _TOLERANCE)):
+    if np.any(correct & (np.abs(confidence - probability) > claims.TOLERANCE)):
         yield "its predictions give two probabilities to one class"
     # Among six equal classes, of a model that learned nothing, the predicted one may be the sixth.
-    if np.any(correct & ~in_top5 & (confidence > 1 / 6 + _TOLERANCE)):
+    if np.any(correct & ~in_top5 & (confidence > 1 / 6 + claims.TOLERANCE)):
         yield "its predictions have a predicted class that is not among the first five"
 
 
@@ -679,8 +676,8 @@ def _misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
         "name": [run["name"] for run in runs.values()],
     }
     for kind, values in texts.items():
-        if any(len(text) > _LONGEST[kind] for text in values):
-            yield f"a text is longer than the {_LONGEST[kind]} characters of a {kind}"
+        if any(len(text) > claims.LONGEST[kind] for text in values):
+            yield f"a text is longer than the {claims.LONGEST[kind]} characters of a {kind}"
     if not all(content["experiments"].values()):
         yield "an experiment has no name"
     for key in {key for run in runs.values() for key in run["tags"]}:

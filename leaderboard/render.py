@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "csv", "json", "markdown")
 NO_SKIPPED: Mapping[str, int] = MappingProxyType({})
+NO_REFUSED: Mapping[str, str] = MappingProxyType({})
 
 # Left out in this order where a terminal is too narrow; the model's label repeats some of them.
 HIDE_FIRST = (
@@ -36,13 +37,14 @@ def render(
     format: str = "terminal",
     width: int | None = None,
     color: bool = False,
+    refused: Mapping[str, str] = NO_REFUSED,
 ) -> str:
     """The boards in one of `FORMATS`; width and colour are the terminal's. ValueError: no such."""
     check_format(format)
     if format == "csv":
         return csv(boards)
     if format == "json":
-        return json(boards, skipped)
+        return json(boards, skipped, refused=refused)
     if format == "markdown":
         return markdown(boards, skipped)
     return terminal(boards, skipped, width=width, color=color)
@@ -113,10 +115,12 @@ def json(
     boards: Sequence[Board],
     skipped: Mapping[str, int] = NO_SKIPPED,
     *,
+    refused: Mapping[str, str] = NO_REFUSED,
     most_compared: int | None = None,
 ) -> str:
     """Everything, full precision: mean, std and value of each seed, run ids, every comparison.
 
+    ``refused``: run id -> what its claims have wrong, as `Reading.refused`.
     ``most_compared``: a board of more entries comes without its comparisons.
     """
     content = {
@@ -139,6 +143,7 @@ def json(
             for board in boards
         ],
         "skipped": dict(skipped),
+        "refused": dict(refused),
     }
     return json_format.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

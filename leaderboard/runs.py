@@ -4,12 +4,14 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from leaderboard import claims
 from mixerbench.tracking.keys import LEADERBOARD, MEASUREMENT, SCHEMA_VERSION, Metric, Tag
 
 INFINITY = 1.797e308  # as MLflow stores it
@@ -96,6 +98,7 @@ class Reading(NamedTuple):
     runs: tuple[Run, ...]
     skipped: Mapping[str, int]  # reason: number of runs
     measurements: tuple[Measurement, ...] = ()
+    refused: Mapping[str, str] = MappingProxyType({})  # run id: what its claims have wrong
 
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
@@ -112,8 +115,13 @@ def reading_of(
     states: Mapping[str, State],
     parts: Mapping[str, Mapping[str, str]],
     experiments: Mapping[str, str],
+    *,
+    verify: bool = True,
 ) -> Reading:
     """Runs and measurements from their states; what is no finished run is counted.
+
+    So is, unless ``verify`` is false, what claims something that no run can, or something else
+    than its recorded settings: one that lies leaves the rest as it is.
 
     Runs of one protocol saw the same validation images, see `_with_other_pixels`; what was
     measured here counts before what was imported.
@@ -122,18 +130,26 @@ def reading_of(
     measurements: list[Measurement] = []
     imported: list[Measurement] = []
     skipped = Counter[str]()
+    refused: dict[str, str] = {}
+    parameters = claims.Parameters(parts)
     for run_id, state in states.items():
         tags, is_measurement = state["tags"], state["tags"].get(Tag.KIND) == MEASUREMENT
         if tags.get(Tag.KIND) == LEADERBOARD:  # the pages that were published from here
             continue
         if reason := _reason_to_skip(state, experiments):
             skipped[reason] += 1
+            continue
+        metrics = _finite(state["metrics"])
+        problem = next(_problems(state, metrics, parameters), None) if verify else None
+        if problem is not None:
+            skipped[problem.kind] += 1
+            refused[run_id] = problem.line
         elif is_measurement:
             (imported if Tag.IMPORTED in tags else measurements).append(
                 Measurement(
                     run_id=run_id,
                     finished=state["finished"],
-                    metrics=_finite(state["metrics"]),
+                    metrics=metrics,
                     **{field: tags[tag] for field, tag in MEASUREMENT_TAGS.items()},
                 )
             )
@@ -144,12 +160,12 @@ def reading_of(
                     experiment_id=state["experiment"],
                     name=state["name"] or run_id,
                     experiment=experiments[state["experiment"]],
-                    started=state["started"],
+                    started=claims.sound_start(state["started"], state["finished"]),
                     finished=state["finished"],
                     synthetic=tags.get(Tag.SYNTHETIC) == "true",
                     tags=tags,
                     params={name: parts[digest] for name, digest in state["params"].items()},
-                    metrics=_finite(state["metrics"]),
+                    metrics=metrics,
                     **{field: tags[tag] for field, tag in TAGS.items()},
                 )
             )
@@ -162,6 +178,7 @@ def reading_of(
         tuple(sorted(runs, key=lambda run: (run.finished, run.tags.get(Tag.UID, run.run_id)))),
         dict(skipped),
         in_order(measurements),
+        refused,
     )
 
 
@@ -242,6 +259,20 @@ def _reason_to_skip(state: State, experiments: Mapping[str, str]) -> str:
     if not is_measurement and not _is_finite(state["metrics"].get(Metric.FINAL_TOP1, math.nan)):
         return f"without {Metric.FINAL_TOP1}"
     return ""
+
+
+def _problems(
+    state: State, metrics: Mapping[str, float], parameters: claims.Parameters
+) -> Iterator[claims.Problem]:
+    """What a finished run or measurement claims and cannot be."""
+    tags = state["tags"]
+    yield from claims.problems_of_time(state["finished"])
+    yield from claims.problems_of_tags(tags)
+    if tags.get(Tag.KIND) == MEASUREMENT:  # records no settings
+        yield from claims.problems_of_metrics(metrics)
+    else:
+        yield from parameters.problems(tags, state["params"])
+        yield from claims.problems_of_metrics(metrics, parameters.classes(state["params"]))
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

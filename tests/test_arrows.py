@@ -92,8 +92,9 @@ def test_mlflow_is_imported_in_tracking_and_in_the_leaderboard_only() -> None:
 
 
 def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config() -> None:
-    # The hash of a bundle's settings, and what counts as equal cost, must not be copies.
-    plain = ("mixerbench.config.schema", "mixerbench.config.match")
+    # The hash of recorded settings, the name of a plan, and what counts as equal cost, must not
+    # be copies.
+    plain = ("mixerbench.config.schema", "mixerbench.config.match", "mixers.plan")
     allowed = ("mixerbench.tracking.keys", "mixerbench.tracking.passwords", *plain)
     for module in _modules("leaderboard"):
         for name, node in _imports(module):

@@ -287,15 +287,21 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def protocol_fingerprint(protocol: Protocol | Mapping[str, Any]) -> str:
-    """What a leaderboard holds: runs of one fingerprint may be compared, no others."""
+def protocol_fingerprint(
+    protocol: Protocol | Mapping[str, Any], version: int = PROTOCOL_VERSION
+) -> str:
+    """What a leaderboard holds: runs of one fingerprint may be compared, no others.
+
+    Args:
+        version: what `PROTOCOL_VERSION` was when the run was trained.
+    """
     fields = dict(protocol) if isinstance(protocol, Mapping) else dataclasses.asdict(protocol)
     hashed = {
         key: value
         for key, value in flatten(fields)
         if key not in UNHASHED and (key not in ADDED_LATER or value != ADDED_LATER[key])
     }
-    return fingerprint({"version": PROTOCOL_VERSION, **hashed})
+    return fingerprint({"version": version, **hashed})
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,20 +1,23 @@
 """MLflow stores of any size, filled through the client's API with runs as training logs them."""
 
+import copy
 import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from mixerbench.config.compose import compose
+from mixerbench.config.compose import compose, part_catalog
+from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Prediction, Tag
+from mixers.plan import SCHEDULES
 
 START_MS = 1_790_000_000_000
 
@@ -34,10 +37,6 @@ class MadeStore:
             )
         self._clock = START_MS
         self.settings = compose(["mixer=attention", "size=micro", "protocol=digits"])
-        self._protocol = {
-            Param.PROTOCOL + key: str(value)
-            for key, value in flatten(yaml.safe_load(yaml.safe_dump(self._plain()["protocol"])))
-        }
 
     def _plain(self) -> dict[str, Any]:
         from dataclasses import asdict
@@ -57,16 +56,27 @@ class MadeStore:
         metrics: Mapping[str, float] = {},
         curve: Sequence[float] = (),
     ) -> str:
-        """The id of a finished run of the model that is called ``label``."""
+        """The id of a finished run of the model that is called ``label``.
+
+        Its fingerprints are those of its settings, which say what ``tags`` and ``params`` do.
+        """
         from mlflow.entities import Metric as MlflowMetric
         from mlflow.entities import Param as MlflowParam
         from mlflow.entities import RunTag
 
-        model = {**self.settings.model, "label": label}
+        named = {"size": "micro", "backbone": "vit", "stem": "patch", "protocol": "digits"}
+        named |= {part: tags[tag] for part, tag in _NAMES.items() if tag in tags}
+        digest = int(hashlib.sha256(label.encode()).hexdigest()[:6], 16)
+        # What makes it a model of its own. Settings only: nobody builds it.
+        model = _changed(_model(tags.get(Tag.MIXER, mixer)), {"size.dim": 4 * digest + 4})
+        model = _changed(model, {f"{part}.name": named[part] for part in PARTS if part in named})
+        model = _changed(model, _below(Param.MODEL, params))
+        protocol = _changed(self._plain()["protocol"], {"name": named["protocol"]})
+        protocol = _changed(protocol, _below(Param.PROTOCOL, params))
         all_tags = {
             Tag.SCHEMA: SCHEMA_VERSION,
             Tag.PROTOCOL: "digits",
-            Tag.PROTOCOL_FINGERPRINT: protocol_fingerprint(self.settings.protocol),
+            Tag.PROTOCOL_FINGERPRINT: protocol_fingerprint(protocol),
             Tag.MODEL: label,
             Tag.MODEL_FINGERPRINT: fingerprint(model),
             Tag.MIXER: mixer,
@@ -79,16 +89,18 @@ class MadeStore:
             Tag.COMMAND: f"mixerbench train mixer={mixer} run.seed={seed}",
             Tag.GIT_COMMIT: "0" * 40,
         } | dict(tags)
-        all_params = self._protocol | {
-            f"{Param.MODEL}mixer.name": mixer,
-            **{Param.MODEL + key: str(value) for key, value in flatten(self.settings.model)},
-            **{Param.RUN + key: str(value) for key, value in flatten(self._plain()["run"])},
-        }
-        all_params |= {Param.RUN + "seed": str(seed)} | dict(params)
-        digest = int(hashlib.sha256(label.encode()).hexdigest()[:6], 16)
+        all_params = {
+            prefix + key: str(value)
+            for prefix, group in (
+                (Param.PROTOCOL, protocol),
+                (Param.MODEL, model),
+                (Param.RUN, {**self._plain()["run"], "seed": seed}),
+            )
+            for key, value in flatten(group)
+        } | dict(params)
         all_metrics = {
             Metric.FINAL_TOP1: top1,
-            Metric.FINAL_TOP5: 99.0,
+            Metric.FINAL_TOP5: max(99.0, top1),
             Metric.FINAL_EMA_TOP1: top1,
             Metric.PARAMETERS: 100_000.0 + digest % 100_000,
             Metric.GMACS: 0.01 + digest % 1000 / 1e5,
@@ -98,6 +110,7 @@ class MadeStore:
             Metric.TRAINING_SECONDS: 100.0 + seed,
             Metric.IMAGES_SEEN: 37440.0,
             Metric.VAL_IMAGES: 539.0,
+            **_shown(predictions),
             Metric.MEASURE_BATCH_SIZE: 32.0,
             Metric.UPLOADED_AT: (self._clock + 1000) / 1000,
         } | dict(metrics)
@@ -123,6 +136,44 @@ class MadeStore:
                 self.client.log_artifact(run_id, str(path))
         self.client.set_terminated(run_id, end_time=self._clock)
         return run_id
+
+
+_NAMES = {
+    **{"size": Tag.SIZE, "backbone": Tag.BACKBONE, "stem": Tag.STEM},
+    **{"protocol": Tag.PROTOCOL},
+}
+
+
+@cache
+def _model(mixer: str) -> dict[str, Any]:
+    """The settings of a small model; a mixer that nobody has registered has no options."""
+    known = mixer in {*part_catalog("mixer"), *SCHEDULES}
+    model = compose([f"mixer={mixer if known else 'none'}", "size=micro", "protocol=digits"]).model
+    return model if known else model | {"mixer": {"name": mixer}}
+
+
+def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with other values at dotted places."""
+    new = copy.deepcopy(dict(settings))
+    for place, value in changes.items():
+        *groups, field = place.split(".")
+        group = new
+        for name in groups:
+            group = group[name]
+        group[field] = value
+    return new
+
+
+def _below(prefix: str, params: Mapping[str, str]) -> dict[str, str]:
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
+def _shown(predictions: "Mapping[str, Sequence[Any]] | None") -> dict[str, float]:
+    """What predictions show of a run."""
+    if predictions is None or Prediction.IN_TOP5 not in predictions:
+        return {}
+    in_top5 = np.asarray(predictions[Prediction.IN_TOP5])
+    return {Metric.VAL_IMAGES: len(in_top5), Metric.FINAL_TOP5: 100 * float(in_top5.mean())}
 
 
 def made_predictions(

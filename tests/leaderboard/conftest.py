@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from made_runs import recorded
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 
 from leaderboard.runs import Reading
 from leaderboard.source import read_runs
-from mixerbench.tracking.keys import SCHEMA_VERSION, Metric, Tag
-
-DIGITS = "aaaa000011112222"
-LONGER = "aabb000011112222"  # DIGITS with other epochs
-RANDOM = "cccc000011112222"
+from mixerbench.tracking.keys import Metric, Tag
 
 CPU = "2 x CPU"
 GPU = "1 x GPU"
@@ -47,13 +44,15 @@ class Store:
         name: str = "",
         experiment: str = "digits",
         seed: int = 0,
-        fingerprint: str = DIGITS,
         epochs: int = 30,
         status: str | None = "FINISHED",
         tags: Mapping[str, str | None] = {},
         metrics: Mapping[str, float | None] = {},
     ) -> str:
-        """Tags and metrics of a finished run, changed by the arguments; None leaves one out."""
+        """Tags and metrics of a finished run, changed by the arguments; None leaves one out.
+
+        Its recorded settings say what the tags say.
+        """
         from mlflow.entities import Metric as MlflowMetric
         from mlflow.entities import Param, RunTag
 
@@ -61,21 +60,17 @@ class Store:
             self.experiments[experiment] = self.client.create_experiment(
                 experiment, artifact_location=self.artifacts
             )
-        all_tags = {
-            Tag.SCHEMA: SCHEMA_VERSION,
-            Tag.PROTOCOL: "digits",
-            Tag.PROTOCOL_FINGERPRINT: fingerprint,
-            Tag.MODEL: f"{mixer}_micro_patch",
-            Tag.MODEL_FINGERPRINT: f"{mixer}-0123456789",
-            Tag.MIXER: mixer,
-            Tag.SIZE: "micro",
-            Tag.BACKBONE: "vit",
-            Tag.STEM: "patch",
-            Tag.SEED: str(seed),
-            Tag.HARDWARE: CPU,
-        } | dict(tags)
+        made = recorded(
+            mixer,
+            size=tags.get(Tag.SIZE) or "micro",
+            stem=tags.get(Tag.STEM) or "patch",
+            seed=seed,
+            protocol=tags.get(Tag.PROTOCOL) or "digits",
+            epochs=epochs,
+            synthetic=tags.get(Tag.SYNTHETIC) == "true",
+        )
+        all_tags = made.tags | {Tag.MODEL: f"{mixer}_micro_patch"} | dict(tags)
         all_metrics = {Metric.FINAL_TOP1: 50.0, Metric.PARAMETERS: 1000.0} | dict(metrics)
-        params = {"protocol.data.name": "digits", "protocol.recipe.epochs": str(epochs)}
         run = self.client.create_run(
             self.experiments[experiment], start_time=self.clock, run_name=name or f"{mixer}-{seed}"
         )
@@ -87,7 +82,7 @@ class Store:
                 for key, value in all_metrics.items()
                 if value is not None
             ],
-            params=[Param(key, value) for key, value in (params | {"model.dim": "8"}).items()],
+            params=[Param(key, value) for key, value in made.params.items()],
             tags=[RunTag(key, value) for key, value in all_tags.items() if value is not None],
         )
         if status:
@@ -118,11 +113,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     large = {Tag.SIZE: "large", Tag.STEM: "conv"}
     store.log("shift", tags=large, metrics={Metric.FINAL_TOP1: 65.0, Metric.PARAMETERS: 10.0})
 
-    longer = {"fingerprint": LONGER, "epochs": 40}
-    store.log("attention", name="longer", **longer, metrics={Metric.FINAL_TOP1: 90.0})
+    store.log("attention", name="longer", epochs=40, metrics={Metric.FINAL_TOP1: 90.0})
 
     fake = {Tag.PROTOCOL: "random", Tag.SYNTHETIC: "true"}
-    store.log(HOSTILE, name=HOSTILE, fingerprint=RANDOM, tags=fake)
+    store.log(HOSTILE, name=HOSTILE, tags=fake)
 
     store.log("attention", seed=7, status="FAILED")
     store.log("attention", seed=7, status=None)

@@ -2,6 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_runs import DIGITS, LONGER
 
 from leaderboard import explain_text
 from leaderboard.explain import Difference, explain
@@ -20,8 +21,8 @@ def test_exactly_the_field_that_differs_is_named(reading: Reading):
 
 def test_a_run_can_be_named_in_each_way(reading: Reading):
     ids = {run.name: run.run_id for run in reading.runs}
-    for a in (ids["attention-0"], ids["attention-0"][:12], "aaaa000011112222", "aaa"):
-        for b in (ids["longer"], ids["longer"][:12], "aabb000011112222", "aab"):
+    for a in (ids["attention-0"], ids["attention-0"][:12], DIGITS, DIGITS[:6]):
+        for b in (ids["longer"], ids["longer"][:12], LONGER, LONGER[:6]):
             assert explain(reading.runs, a, b).differences == (EPOCHS,)
 
 
@@ -55,8 +56,8 @@ def test_an_unknown_name_gives_the_nearest(reading: Reading):
 def test_a_name_of_several_protocols_lists_them(reading: Reading):
     with pytest.raises(ValueError, match="2 protocols") as error:
         explain(reading.runs, "digits", "longer")
-    assert "aaaa000011112222" in str(error.value)
-    assert "aabb000011112222" in str(error.value)
+    assert DIGITS in str(error.value)
+    assert LONGER in str(error.value)
 
 
 def test_one_call_goes_from_store_to_explanation(store: Any):

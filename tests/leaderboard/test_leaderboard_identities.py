@@ -4,51 +4,57 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from leaderboard.runs import Reading, State, reading_of
-from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Metric, Tag
+from made_runs import recorded
+
+from leaderboard.runs import Reading, State, digest_of, reading_of
+from mixerbench.tracking.keys import MEASUREMENT, Metric, Tag
+
+START_MS = 1_700_000_000_000
 
 _second = count(1)
 
 
 def state(
-    *, tags: Mapping[str, str] = {}, metrics: Mapping[str, float] = {}, finished: int = 0
+    *,
+    tags: Mapping[str, str] = {},
+    metrics: Mapping[str, float] = {},
+    finished: int = 0,
+    epochs: int = 30,
 ) -> State:
     """Of a finished run of attention; each ends a second after the one before."""
-    own = {
-        Tag.SCHEMA: SCHEMA_VERSION,
-        Tag.PROTOCOL: "digits",
-        Tag.PROTOCOL_FINGERPRINT: "p" * 16,
-        Tag.MODEL: "attention_micro",
-        Tag.MODEL_FINGERPRINT: "a" * 16,
-        Tag.MIXER: "attention",
-        Tag.SIZE: "micro",
-        Tag.BACKBONE: "vit",
-        Tag.STEM: "patch",
-        Tag.SEED: "0",
-        Tag.HARDWARE: "2 x CPU",
-    }
+    made = recorded(epochs=epochs)
     return {
         "experiment": "1",
         "name": "",
         "status": "FINISHED",
         "deleted": False,
-        "started": 0,
-        "finished": finished or 1000 * next(_second),
-        "tags": own | dict(tags),
-        "params": {},
+        "started": START_MS,
+        "finished": finished or START_MS + 1000 * next(_second),
+        "tags": made.tags | dict(tags),
+        "params": made.params,  # `read` puts them where readings look for them
         "metrics": {Metric.FINAL_TOP1: 90.0} | dict(metrics),
     }
 
 
 def read(**states: State) -> Reading:
-    return reading_of(states, {}, {"1": "digits"})
+    parts: dict[str, dict[str, str]] = {}
+    digested = {}
+    for run_id, one in states.items():
+        groups: dict[str, dict[str, str]] = {}
+        for key, value in one["params"].items():
+            groups.setdefault(key.partition(".")[0], {})[key] = value
+        digests = {name: digest_of(group) for name, group in groups.items()}
+        parts |= {digests[name]: group for name, group in groups.items()}
+        digested[run_id] = {**one, "params": digests}
+    return reading_of(digested, parts, {"1": "digits"})
 
 
 def kept(**pixels: str) -> tuple[set[str], Mapping[str, int]]:
     """Which runs are on a board: of each its digest, with a leading ! if it was imported."""
     states = {}
     for name, digest in pixels.items():
-        tags = {Tag.VAL_PIXELS: digest.lstrip("!")} if digest.lstrip("!") else {}
+        own = digest.lstrip("!")
+        tags = {Tag.VAL_PIXELS: own.ljust(16, "0")} if own else {}
         if digest.startswith("!"):
             tags[Tag.IMPORTED] = "theirs"
         states[name] = state(tags=tags)
@@ -72,8 +78,8 @@ def test_imported_runs_do_not_outvote_ones_own():
 
 
 def test_other_protocols_have_other_images():
-    other = {Tag.PROTOCOL_FINGERPRINT: "q" * 16, Tag.VAL_PIXELS: "b2"}
-    reading = read(one=state(tags={Tag.VAL_PIXELS: "a1"}), two=state(tags=other))
+    one, other = ({Tag.VAL_PIXELS: digit * 16} for digit in "ab")
+    reading = read(one=state(tags=one), two=state(tags=other, epochs=40))
     assert len(reading.runs) == 2
 
 
@@ -83,10 +89,10 @@ def test_what_was_measured_here_counts_before_a_later_measurement_of_others():
         return state(tags=tags, metrics={Metric.IMAGES_PER_SECOND: speed}, finished=finished)
 
     theirs = {Tag.IMPORTED: "theirs"}
-    year_2100 = 4_102_444_800_000
+    later = START_MS + 24 * 3600 * 1000
     elsewhere = {**theirs, Tag.HARDWARE: "1 x GPU"}
     reading = read(
-        own=measured(100, 1000), later=measured(999, year_2100, **theirs),
-        gpu=measured(5000, year_2100, **elsewhere),
+        own=measured(100, START_MS), later=measured(999, later, **theirs),
+        gpu=measured(5000, later, **elsewhere),
     )  # fmt: skip
     assert {one.run_id for one in reading.measurements} == {"own", "gpu"}

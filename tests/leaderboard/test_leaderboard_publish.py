@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import LONGER
 
 from leaderboard.source import read_runs
 from mixerbench.commands.publish import publish
@@ -13,8 +14,6 @@ from mixerbench.tracking.keys import LEADERBOARD, Artifact, Metric, Tag
 from mixerbench.tracking.store import Store
 
 pytestmark = pytest.mark.slow  # what a page says of mixers is measured
-
-OTHER = "dddd000011112222"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def published(store: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
     own = type(store)(uri)
     own.experiments["digits"] = identifier
     own.log("attention")
-    own.log("pooling", fingerprint=OTHER, epochs=40)
+    own.log("pooling", epochs=40)
     folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
     other = own.client.create_experiment("other", artifact_location=folder.as_uri())
     own.client.set_experiment_tag(other, "mlflow.note.content", "Mine.")
@@ -55,7 +54,7 @@ def test_every_experiment_has_a_run_with_its_pages(published: tuple[Any, str]) -
         site = {one.path for one in own.client.list_artifacts(run.info.run_id, Artifact.SITE)}
         assert {"site/index.html", "site/site.js"} <= site
     assert "fourier" in _page(own, _run(own, "other"))
-    assert "pooling" in _page(own, _run(own, "digits"), f"leaderboard-{OTHER}.html")
+    assert "pooling" in _page(own, _run(own, "digits"), f"leaderboard-{LONGER}.html")
 
 
 def test_the_page_is_one_file(published: tuple[Any, str]) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from made_runs import recorded
 
 from leaderboard.runs import Reading, skipped_line
 from leaderboard.source import open_source, read_runs
@@ -22,8 +23,11 @@ def test_a_run_is_read_as_logged(reading: Reading):
     run = next(run for run in reading.runs if run.name == "longer")
     assert run.experiment == "digits"
     assert (run.mixer, run.size, run.stem, run.seed) == ("attention", "micro", "patch", "0")
-    assert run.protocol == {"protocol.data.name": "digits", "protocol.recipe.epochs": "40"}
-    assert run.params == {"protocol": run.protocol, "model": {"model.dim": "8"}}
+    params = recorded(epochs=40).params
+    for group in ("protocol", "model", "run"):
+        own = {key: value for key, value in params.items() if key.startswith(f"{group}.")}
+        assert run.params[group] == own
+    assert run.protocol == run.params["protocol"]
     assert run.metrics == {"final/top1": 90.0, "measure/parameters": 1000.0}
     assert not run.synthetic
 

@@ -370,13 +370,14 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Site:
         predictions, top1 = made_predictions(0.7 + number / 100, images=60, seed=number)
         predictions["image"] = [f"{attack}{i}" for i in range(60)]
         names = (Tag.MIXER, Tag.SIZE, Tag.BACKBONE, Tag.STEM, Tag.COMMAND, Tag.GIT_COMMIT,
-                 Tag.HARDWARE, Tag.PROTOCOL, Tag.SEED)  # fmt: skip
+                 Tag.HARDWARE, Tag.PROTOCOL)  # fmt: skip
         store.log(
             text,
+            seed=number,
             top1=top1,
             predictions=predictions,
             tags=dict.fromkeys(names, text),
-            params={"run.note": text, "model.name": text},
+            params={"run.note": text, "model.mixer.note": text},
             curve=[top1 / 2, top1],
         )
     site, _ = write(store, folder / "site", mlflow_url="javascript:window.pwned=1")
