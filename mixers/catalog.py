@@ -7,6 +7,7 @@ attributes. All of them must therefore be literals, which is also what a reader 
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,6 +107,16 @@ def plugin_path(plugin: str | Path) -> Path:
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"plugin {plugin} is not a Python file: give the path of a .py file.")
     return path
+
+
+def source_digest(source: bytes) -> str:
+    """16 hex digits of a file's source: another byte, another mixer."""
+    return hashlib.sha256(source).hexdigest()[:16]
+
+
+def is_built_in(path: Path) -> bool:
+    """Is it a file of this package, and not of a plugin or of another installed package?"""
+    return path.parent == Path(__file__).parent
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mixers.base import TokenGrid, TokenMixer
-from mixers.catalog import nearest, plugin_path
+from mixers.catalog import nearest, plugin_path, source_digest
 from mixers.plan import PLAN, SCHEDULES
 
 T = TypeVar("T")
@@ -144,6 +144,8 @@ def _options(cls: type) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
+_SOURCE = "__mixerbench_source__"  # of a plugin's module: the bytes that were run
+
 MIXERS: Registry[TokenMixer] = Registry(
     "mixer", "mixers", ("any_grid", "mixes_prefix", "paper"), reserved={*SCHEDULES, PLAN}
 )
@@ -166,25 +168,42 @@ def list_mixers() -> list[str]:
     return MIXERS.names()
 
 
-def load_plugin(plugin: str | Path) -> None:
+def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> bytes:
     """Run a user's Python file, so that its decorators register their classes; once per path.
 
+    Args:
+        digests: of source; one of them must be this file's.
+
+    Returns:
+        The source that was run, now or before.
+
     Raises:
-        ValueError: there is no such Python file.
+        ValueError: there is no such Python file, or it has changed.
     """
     path = plugin_path(plugin)
     # The same in every process, so that what is pickled in one is found in another.
     name = f"mixerbench_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    if name in sys.modules:
-        return
+    loaded = sys.modules.get(name)
+    source: bytes = path.read_bytes() if loaded is None else vars(loaded)[_SOURCE]
+    if digests is not None and source_digest(source) not in digests:
+        since = "since the settings were made" if loaded is None else "since it was loaded"
+        raise ValueError(
+            f"plugin {path} has changed {since}: put back its source (a run keeps a copy in "
+            "plugins/), or give the command again."
+        )
+    if loaded is not None:
+        return source
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    vars(module)[_SOURCE] = source
     sys.modules[name] = module
     before = MIXERS.loaded()
     try:
-        spec.loader.exec_module(module)
+        # Not the loader's way, which may take bytecode of the file as it was a moment ago.
+        exec(compile(source, str(path), "exec"), vars(module))
     except BaseException:  # a plugin is loaded as a whole or not at all
         del sys.modules[name]
         MIXERS.forget(MIXERS.loaded() - before)
         raise
+    return source

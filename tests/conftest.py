@@ -30,9 +30,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_plugins() -> Iterator[None]:
-    """What a module's tests and fixtures load as plugins, no other module's tests see."""
-    yield
+def forget_plugins() -> Iterator[Callable[[], None]]:
+    """What a module's tests and fixtures load as plugins, no other module's tests see.
+
+    A test may call it, to go on as if in another process.
+    """
+    yield _forget_plugins
+    _forget_plugins()
+
+
+def _forget_plugins() -> None:
     from mixers import MIXERS
 
     loaded = [name for name in sys.modules if name.startswith("mixerbench_plugin_")]

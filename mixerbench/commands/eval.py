@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixerbench.config.compose import compose, overrides_of
+from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
 from mixerbench.errors import UserError, as_user_errors
 from mixerbench.tracking.keys import Artifact
@@ -35,15 +36,19 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     with as_user_errors():
         saved = checkpoint.header(path).get("settings")
     settings = compose([*(overrides_of(saved, given) if saved else []), *given])
-    if saved and settings.model == saved["model"]:
+    other_source = ""
+    if saved and all(settings.model[part] == saved["model"][part] for part in PARTS):
         settings.label = saved["label"]  # a preset's name
+        digests = settings.model.get("plugins")
+        if digests != saved["model"].get("plugins", digests):  # older files have none
+            other_source = ", with other source of its plugins than it was trained with"
     result, images = evaluate_checkpoint(settings, read_weights(path, ema))
     if predictions is not None:
         result.write_predictions(Path(predictions), images)
     return (
         f"{settings.label}{' (EMA)' if ema else ''} on {settings.protocol.name}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
-        f"{result.counted}"
+        f"{result.counted}{other_source}"
     )
 
 
@@ -55,18 +60,17 @@ def evaluate_checkpoint(
     Raises:
         UserError: the tensors belong to another model, or the data is not there.
     """
+    from mixerbench.config.plugins import load_plugins
     from mixerbench.data.corrupt import CorruptImages
     from mixerbench.data.images import open_images
     from mixerbench.data.loader import eval_loader
     from mixerbench.devices import choose_device, weight_dtype
     from mixerbench.training.evaluation import evaluate
     from mixerbench.training.loop import build_model
-    from mixers import load_plugin
 
     device = choose_device(settings.run.device)
     with as_user_errors():
-        for plugin in settings.plugins:
-            load_plugin(plugin)
+        load_plugins(settings)
         splits = open_images(settings.protocol)
         model = build_model(settings, len(splits.train.classes))
         load_weights(model, tensors, settings.label)

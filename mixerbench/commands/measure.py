@@ -18,6 +18,7 @@ from rich.text import Text
 
 from leaderboard import boards, read_runs
 from leaderboard.board import newest
+from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
@@ -30,7 +31,6 @@ from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
 from mixerbench.training.folder import read_settings
 from mixerbench.training.loop import build_model
-from mixers import load_plugin
 from mixers.registry import MIXERS
 
 if TYPE_CHECKING:
@@ -134,8 +134,9 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run) -> _Rebuilt:
         settings = read_settings(folder)
         settings.run = run  # the same for all, such as no gradient checkpointing
         try:
-            for plugin in settings.plugins:
-                load_plugin(folder / Artifact.PLUGINS / Path(plugin).name)
+            names = kept_names(settings.plugins).values()
+            settings.plugins = [str(folder / Artifact.PLUGINS / name) for name in names]
+            load_plugins(settings)
             model = build_model(settings, int(settings.protocol.data.num_classes or 0))
         finally:  # another run may have another version of a plugin, with the same names
             MIXERS.forget(MIXERS.loaded() - known)

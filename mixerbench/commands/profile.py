@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixerbench.config.checks import known_classes
+from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Settings
 from mixerbench.devices import choose_device
 from mixerbench.errors import as_user_errors
@@ -19,7 +20,6 @@ from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, brea
 from mixerbench.measure.flops import CONVENTION, count_macs
 from mixerbench.measure.profile import Measures, measure_model
 from mixerbench.training.loop import build_model
-from mixers import load_plugin
 
 _FALLBACK_CLASSES = 1000  # ImageNet's, where the protocol learns the number from the data
 _COLUMNS = 120  # no table is wider, nor wrapped: 100 for names of usual length
@@ -36,8 +36,7 @@ def profile(settings: Settings, as_json: bool) -> str:
     size = settings.protocol.image_size
     classes = known_classes(settings.protocol.data) or _FALLBACK_CLASSES
     with as_user_errors():
-        for plugin in settings.plugins:
-            load_plugin(plugin)
+        load_plugins(settings)
         model = build_model(settings, classes)
     how: dict[str, Any] = {
         "num_classes": classes,

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.checks import check
 from mixerbench.config.match import Match, read_target
+from mixerbench.config.plugins import source_digests
 from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.schema import (
     Composed,
@@ -102,7 +103,7 @@ def compose_sweep(arguments: Sequence[str], match: Match | None = None) -> list[
 def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
     """Saved settings as overrides, without the parts that the command line chooses anew."""
     chosen = {override.partition("=")[0] for override in given}
-    content = {} if "preset" in chosen else dict(saved["model"])
+    content = {} if "preset" in chosen else {part: saved["model"][part] for part in PARTS}
     content["protocol"] = saved["protocol"]
     overrides = [
         override
@@ -217,6 +218,9 @@ def _compose_one(overrides: list[str]) -> Settings:
     )
     with as_user_errors():
         check(settings, catalogs)
+        digests = source_digests(plugins, model["mixer"], catalogs["mixer"])
+    if digests:  # models of the built-in mixers keep the fingerprints that they always had
+        model["plugins"] = digests
     settings.label = (
         _label(model, settings.protocol.patch_size, catalogs)
         if preset is None

@@ -272,7 +272,7 @@ class Settings:
     """The resolved settings of one run, as they are written down and handed to workers."""
 
     label: str  # the model in a word: attention_micro_conv
-    model: dict[str, Any]  # backbone, size, stem, mixer
+    model: dict[str, Any]  # backbone, size, stem, mixer; digests of plugins, if there are any
     protocol: Protocol
     run: Run
     tracking: Tracking

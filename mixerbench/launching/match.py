@@ -53,12 +53,11 @@ class Matcher:
         os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))  # torch reads it once
         import torch
 
+        from mixerbench.config.plugins import load_plugins
         from mixerbench.models.match import NoMatchError, match_size
-        from mixers import load_plugin
 
         torch.set_num_threads(settings.run.threads)
-        for plugin in settings.plugins:
-            load_plugin(plugin)
+        load_plugins(settings)
         start = _start(settings)
         try:
             found = match_size(start, target.value, _Counter(settings, target.kind))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import (
     Protocol,
     Settings,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from mixerbench.data.images import Splits
 
 _LOCK = ".lock"
+_MODEL = "model_fingerprint"  # of an identity
 
 
 def complete(protocol: Protocol, splits: "Splits") -> None:
@@ -58,7 +61,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     """
     return {
         "protocol_fingerprint": protocol_fingerprint(settings.protocol),
-        "model_fingerprint": fingerprint(settings.model),
+        _MODEL: fingerprint(settings.model),
         "seed": settings.run.seed,
     }
 
@@ -160,9 +163,12 @@ def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return _newest_unfinished(settings.run.root, identity)
+        found = _newest_unfinished(settings.run.root, identity)
+        if found is None:
+            _say_if_plugins_changed(settings, identity)
+        return found
     folder = Path(resume)
-    _check_resumable(folder, identity)
+    _check_resumable(folder, settings, identity)
     return folder
 
 
@@ -171,7 +177,31 @@ def _newest_unfinished(root: str, identity: dict[str, Any]) -> Path | None:
     return next((folder for folder in folders if not is_finished(folder)), None)
 
 
-def _check_resumable(folder: Path, identity: dict[str, Any]) -> None:
+def _say_if_plugins_changed(settings: Settings, identity: dict[str, Any]) -> None:
+    """Why an unfinished run is not continued that the user may have meant."""
+    of_any_model = {key: value for key, value in identity.items() if key != _MODEL}
+    (folders,) = find_folders(settings.run.root, [of_any_model])
+    for folder in folders:
+        if not is_finished(folder) and _only_plugins_differ(folder, settings):
+            print(
+                f"mixerbench: {folder} is unfinished, but the source of its plugins was another: "
+                "a new run begins.",
+                file=sys.stderr,
+            )
+            return
+
+
+def _only_plugins_differ(folder: Path, settings: Settings) -> bool:
+    try:
+        model = read_settings(folder).model
+        return model != settings.model and all(
+            model[part] == settings.model[part] for part in PARTS
+        )
+    except Exception:  # of an old or a damaged file: another reason is told
+        return False
+
+
+def _check_resumable(folder: Path, settings: Settings, identity: dict[str, Any]) -> None:
     path = folder / RUN_FILE
     if not path.is_file():
         raise UserError(
@@ -180,6 +210,11 @@ def _check_resumable(folder: Path, identity: dict[str, Any]) -> None:
     content = json.loads(path.read_text())
     for key, value in identity.items():
         if content.get(key) != value:
+            if key == _MODEL and _only_plugins_differ(folder, settings):
+                raise UserError(
+                    f"{folder} was begun with other source of its plugins: put back what it keeps "
+                    f"in {folder / Artifact.PLUGINS}, or start a new run."
+                )
             raise UserError(
                 f"{folder} holds another run: its {key.replace('_', ' ')} is {content.get(key)}, "
                 f"these settings give {value}. Use the settings it was started with."

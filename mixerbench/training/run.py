@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerbench.config.checks import check_processes
+from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
@@ -143,8 +144,7 @@ def _prepare(
     splits = _open(settings)
     with as_user_errors((ValueError, CountingError)):
         check_processes(settings.protocol.recipe.batch, group.size)
-        for plugin in settings.plugins:
-            load_plugin(plugin)
+        load_plugins(settings)
         complete(settings.protocol, splits)
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
@@ -299,10 +299,10 @@ def _describe(
     if recorded is None:
         (folder / Artifact.ENVIRONMENT).write_text(provenance.installed_packages())
         journal.artifact(folder / Artifact.ENVIRONMENT)
-        for plugin in settings.plugins:
-            copy = folder / Artifact.PLUGINS / Path(plugin).name
+        for plugin, name in kept_names(settings.plugins).items():
+            copy = folder / Artifact.PLUGINS / name
             copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(Path(plugin).read_bytes())
+            copy.write_bytes(load_plugin(plugin))  # what was run, whatever the file is by now
             journal.artifact(copy, Artifact.PLUGINS)
         journal.params(params)  # last: a process that was killed before describes itself anew
     journal.artifact(folder / Artifact.CONFIG)

@@ -76,16 +76,19 @@ class Trained:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     trained = Trained(tmp_path_factory.mktemp("trained"))
-    plugin = trained.folder / "mine.py"
+    plugin, namesake = trained.folder / "mine.py", trained.folder / "others/mine.py"
     plugin.write_text(PLUGIN)
+    namesake.parent.mkdir()
+    namesake.write_text(PLUGIN.replace("doubling", "doubling_too"))
     known = set(MIXERS.names())
     common = [*TRAIN, f"tracking.uri={trained.uri}", f"run.root={trained.folder / 'runs'}"]
     for mixer in MIXER_NAMES:
-        own = [f"plugins=[{plugin}]"] if mixer == "doubling" else []
+        own = [f"plugins=[{namesake},{plugin}]"] if mixer == "doubling" else []
         run_training(compose([*common, f"mixer={mixer}", *own]))
     run_training(compose([*common, "mixer=identity", "recipe.epochs=2"]))
     MIXERS.forget(MIXERS.loaded() - known)  # what another process would not know
-    plugin.unlink()  # a measuring machine has the store only
+    for path in (plugin, namesake):
+        path.unlink()  # a measuring machine has the store only
     return trained
 
 

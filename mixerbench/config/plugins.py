@@ -1,0 +1,76 @@
+"""Source that is not mixerbench's own: part of what a model is, since it makes its result.
+
+A digest covers one file. What a plugin imports from other files is its author's to keep still.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixerbench.config.schema import Settings
+from mixers.catalog import Entry, is_built_in, mixer_catalog, plugin_path, source_digest
+from mixers.plan import read_plan
+
+
+def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Entry]) -> list[str]:
+    """Those of all plugins, used or not, and of the installed packages that the plan takes.
+
+    Args:
+        mixer: the plan, as settings have it.
+        catalog: of mixers, those of the plugins included.
+
+    Raises:
+        ValueError: a plugin is no Python file.
+    """
+    files = [*map(plugin_path, plugins), *_packages(plugins, mixer, catalog).values()]
+    return sorted({source_digest(path.read_bytes()) for path in files})
+
+
+def load_plugins(settings: Settings) -> None:
+    """Run the plugins, if they are what they were when the settings were made.
+
+    Raises:
+        ValueError: one has changed since, or is no Python file.
+    """
+    from mixers.registry import MIXERS, load_plugin
+
+    digests = settings.model.get("plugins")  # those of older runs are not known
+    for plugin in settings.plugins:
+        load_plugin(plugin, digests)
+    if digests is None:
+        return
+    catalog = mixer_catalog(settings.plugins)
+    for name, path in _packages(settings.plugins, settings.model["mixer"], catalog).items():
+        MIXERS.get(name)  # which imports it
+        if source_digest(path.read_bytes()) not in digests:
+            raise ValueError(
+                f"mixer {name!r} is of an installed package, and its file {path} has changed since "
+                "the settings were made: install the package as it was, or give the command again."
+            )
+
+
+def kept_names(plugins: Sequence[str]) -> dict[str, str]:
+    """The name that each plugin's copy has in the folder of a run: its own, if that is free."""
+    names: dict[str, str] = {}
+    for plugin in plugins:
+        names.setdefault(plugin, next(n for n in _names(Path(plugin)) if n not in names.values()))
+    return names
+
+
+def _names(path: Path) -> Iterator[str]:
+    yield path.name
+    number = 2
+    while True:
+        yield f"{path.stem}-{number}{path.suffix}"
+        number += 1
+
+
+def _packages(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Entry]) -> dict[str, Path]:
+    """The mixers of the plan that are neither ours nor a plugin's, and their files."""
+    own = set(map(plugin_path, plugins))
+    entries = [catalog[choice.name] for choice in read_plan(mixer) if choice.name in catalog]
+    return {
+        entry.name: entry.path
+        for entry in entries
+        if not is_built_in(entry.path) and entry.path not in own
+    }
