@@ -19,14 +19,13 @@ import os
 import re
 import shlex
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard import claims
 from leaderboard.cache import Cache
@@ -45,6 +44,17 @@ from leaderboard.runs import (
     skipped_line,
 )
 from leaderboard.source import Source
+from leaderboard.tables import (
+    ADDED,
+    CURVES_FILE,
+    RUN_ID,
+    TABLES,
+    BundleTable,
+    TableError,
+    is_small_png,
+    read_logged,
+    schema_of,
+)
 from leaderboard.text import plain
 from mixerbench.config.schema import Run as RunSettings
 from mixerbench.config.schema import flatten
@@ -53,9 +63,11 @@ from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Predictio
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of what is written; all from 1 are read. 2: predictions have checksums of the images' pixels."""
+
 FILE = "bundle.json"
-RUNS, CURVES_FILE = "runs.json", "curves.parquet"
+RUNS = "runs.json"
 
 PLACES: Mapping[str, str | None] = {
     "protocol.data.root": None,
@@ -73,31 +85,6 @@ _PLACES_OF_THE_COMMAND = (
 _A_PATH = re.compile(r"""(^|[\s=,:'"\[{])(~|\.{0,2})/""")
 _PARAMS_LEFT_OUT = (f"{Param.ENVIRONMENT}platform",)  # with a kernel's name, which may be a site's
 _TAGS_LEFT_OUT = (Tag.RUN_DIR, Tag.CONFIG_DRIFT, Tag.IMPORTED)
-
-_RUN_ID = "run_id"
-_TABLES: Mapping[str, Mapping[str, str]] = {
-    Artifact.PREDICTIONS: {
-        _RUN_ID: "string",
-        Prediction.IMAGE: "string",
-        Prediction.TARGET: "int64",
-        Prediction.TOP1: "int64",
-        Prediction.CONFIDENCE: "float",
-        Prediction.TARGET_PROBABILITY: "float",
-        Prediction.IN_TOP5: "bool",
-    },
-    Artifact.HARDEST: {
-        _RUN_ID: "string",
-        Hardest.IMAGE: "string",
-        Hardest.TARGET: "int64",
-        Hardest.TARGET_NAME: "string",
-        Hardest.TOP1: "int64",
-        Hardest.TOP1_NAME: "string",
-        Hardest.TARGET_PROBABILITY: "double",
-        Hardest.THUMBNAIL: "binary",
-    },
-    CURVES_FILE: {_RUN_ID: "string", "metric": "string", "step": "int64", "value": "double"},
-}
-"""Columns and types of each Parquet file; a row group holds rows of one run."""
 
 # What a file may look like, see `_misfit`: of a mapping all keys, or one type of any keys.
 _STATE = {
@@ -121,7 +108,11 @@ _SESSION = re.compile(r"[\w.-]{1,64}")
 _KEY = re.compile(r"(?!.*(^|/)\.*(/|$))[\w.\-: /]{1,250}")
 
 _LINES = 10  # of an error
-_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class JsonLimits(NamedTuple):
+    mib: int
+    values: int  # commas and brackets, in texts too
 
 
 class BundleError(ValueError):
@@ -144,19 +135,22 @@ class Bundle:
         self.name = f"bundle {folder.resolve().name}"
         about = _read_json(folder / FILE)
         schema = about.get("schema") if isinstance(about, dict) else None
-        if schema != SCHEMA:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise BundleError(
-                f"{folder / FILE} has schema {str(schema)[:20]}; this version reads {SCHEMA}."
+                f"{folder / FILE} has schema {str(schema)[:20]}; this version reads 1 to {SCHEMA}."
             )
         _check_form(about, _ABOUT, folder / FILE)
         self._files = about["files"]
         self._check_files()
         content = _read_json(folder / RUNS)
         _check_form(content, _CONTENT, folder / RUNS)
+        if len(content["runs"]) > MOST_RUNS:
+            raise BundleError(f"{folder / RUNS} has more than {MOST_RUNS:,} runs.")
         if reason := next(_misfits_of_names(content), None):
             raise BundleError(f"{folder / RUNS}: {reason}.")
         self._content = content
-        self._tables = {name: _Table(folder / name) for name in _TABLES}
+        with _as_bundle_errors():
+            self._tables = {name: BundleTable(folder / name, schema) for name in TABLES}
         for name, table in self._tables.items():
             if strange := table.run_ids - content["runs"].keys():
                 line = f"{folder / name} has a run that is not in {RUNS}: {strange}."
@@ -175,7 +169,7 @@ class Bundle:
         if reading.skipped:
             line = skipped_line(reading.skipped)
             raise BundleError(f"{self.folder} holds what is no result. {line}")
-        check_runs(reading.runs, content["settings"], self._tables[Artifact.PREDICTIONS].of)
+        check_runs(reading.runs, content["settings"], self._predictions)
         for run in reading.runs:
             self._check_pictures_and_curves(run)
         measurements = [Measurement(**one) for one in content["measurements"].values()]
@@ -196,7 +190,12 @@ class Bundle:
                 settings = self._content["settings"][run.run_id]
                 path.write_text(yaml.safe_dump(settings, sort_keys=False))
             elif (rows := self._rows(name, run)) is not None:
-                pq.write_table(rows.drop_columns(_RUN_ID), path)
+                empty = {
+                    name for name in rows.column_names if rows.column(name).null_count == len(rows)
+                }
+                # Of a run that had none: a column of nothing would be another file.
+                left_out = [RUN_ID, *empty.intersection(ADDED)]
+                pq.write_table(rows.drop_columns(left_out), path)
 
         table = self._tables.get(name)
         if name != Artifact.CONFIG and (table is None or run.run_id not in table.run_ids):
@@ -210,11 +209,22 @@ class Bundle:
             found.setdefault(row["metric"], []).append((row["step"], row["value"]))
         return {key: found[key] for key in CURVES if key in found}
 
+    def _predictions(self, run: Run) -> "pa.Table | None":
+        rows = self._tables[Artifact.PREDICTIONS].rows(run.run_id)
+        claimed = run.metrics.get(Metric.VAL_IMAGES)
+        if rows and claimed is not None and rows != claimed:  # before they are read
+            raise BundleError(
+                f"{_title(run)}: its predictions give {Metric.VAL_IMAGES} = {rows}, but it claims "
+                f"{claimed:.0f}."
+            )
+        return self._rows(Artifact.PREDICTIONS, run)
+
     def _rows(self, name: str, run: Run) -> "pa.Table | None":
-        return self._tables[name].of(run.run_id)
+        with _as_bundle_errors():
+            return self._tables[name].of(run.run_id)
 
     def _check_files(self) -> None:
-        expected = {RUNS, *_TABLES}
+        expected = {RUNS, *TABLES}
         if self._files.keys() != expected:
             raise BundleError(f"{self.folder / FILE} must list {', '.join(sorted(expected))}.")
         for name, checksum in self._files.items():
@@ -227,8 +237,8 @@ class Bundle:
     def _check_pictures_and_curves(self, run: Run) -> None:
         hardest = self._rows(Artifact.HARDEST, run)
         pictures = hardest.column(Hardest.THUMBNAIL).to_pylist() if hardest else ()
-        if not all(picture is None or picture.startswith(_PNG) for picture in pictures):
-            raise BundleError(f"{_title(run)}: a thumbnail of its hardest images is no PNG.")
+        if not all(picture is None or is_small_png(picture) for picture in pictures):
+            raise BundleError(f"{_title(run)}: a thumbnail of its hardest images is no small PNG.")
         for metric, points in self.curves(run).items():
             steps = [step for step, _ in points]
             good = all(abs(value) < INFINITY for _, value in points)
@@ -280,16 +290,17 @@ def export(
 def check_runs(
     runs: Iterable[Run],
     settings: Mapping[str, Mapping[str, Any]],
-    predictions: Callable[[str], "pa.Table | None"],
+    predictions: Callable[[Run], "pa.Table | None"],
 ) -> None:
     """Does each run show what it claims?
 
-    ``settings`` and ``predictions`` are by run id. BundleError: a line for each that does not.
+    ``settings`` are by run id. BundleError: a line for each that does not.
     """
-    images: dict[str, tuple[Run, pa.Table]] = {}  # of the first run of each protocol
+    images: dict[str, tuple[Run, Shown]] = {}  # of the first run of each protocol
+    seen: dict[tuple[str, str, str], Run] = {}  # by model and digest of predictions
     refused = []
     for run in runs:
-        own, rows = settings.get(run.run_id, {}), predictions(run.run_id)
+        own, rows = settings.get(run.run_id, {}), predictions(run)
         try:
             problems = chain(
                 _settings_problems(run, own),
@@ -300,13 +311,16 @@ def check_runs(
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"its settings are not those of a mixerbench run ({error!r:.100})"
         if problem is None and rows is not None:
-            shown = rows.select([Prediction.IMAGE, Prediction.TARGET])
+            shown = _shown(rows)
             first, expected = images.setdefault(run.protocol_fingerprint, (run, shown))
-            if not shown.equals(expected) and not _in_order(shown).equals(_in_order(expected)):
-                problem = (
-                    "it was evaluated on other images, or their classes are others, than "
-                    f"{first.name} of the same protocol"
-                )
+            problem = _other_images(run, shown, first, expected)
+        if problem is None and rows is not None:
+            columns = (rows.column(name).to_numpy() for name in claims.PREDICTED)
+            if digest := claims.digest_of_predictions(*columns):
+                key = (run.protocol_fingerprint, run.model_fingerprint, digest)
+                twin = seen.setdefault(key, run)
+                if twin.seed != run.seed:
+                    problem = claims.same_predictions(twin.seed).line
         if problem is not None:
             refused.append(_one_line(f"{_title(run)}: {problem}."))
     if refused:
@@ -357,15 +371,8 @@ def _prediction_problems(
         )
     )
     correct = target == top1
-    expected = {
-        Metric.FINAL_TOP1: 100 * np.mean(correct),
-        Metric.FINAL_TOP5: 100 * np.mean(in_top5),
-        Metric.VAL_IMAGES: len(rows),
-    }
-    for metric, shown in expected.items():
-        claimed = run.metrics.get(metric)
-        if claimed is None or abs(claimed - shown) > claims.TOLERANCE:
-            yield f"its predictions give {metric} = {shown:.10g}, but it claims {claimed}"
+    for problem in claims.problems_of_predictions(run.metrics, correct, in_top5):
+        yield problem.line
     if len(rows.column(Prediction.IMAGE).unique()) != len(rows):
         yield "an image stands twice in its predictions"
     classes = settings["protocol"]["data"]["num_classes"]
@@ -383,8 +390,38 @@ def _prediction_problems(
         yield "its predictions have a predicted class that is not among the first five"
 
 
-def _in_order(images: "pa.Table") -> "pa.Table":
-    return images.sort_by(Prediction.IMAGE)
+Shown = Mapping[str, tuple[int, int | None]]
+"""Class and checksum of each image."""
+
+
+def _shown(rows: "pa.Table") -> Shown:
+    names = (Prediction.IMAGE, Prediction.TARGET, Prediction.CHECKSUM)
+    columns = [
+        rows.column(name).to_pylist() if name in rows.column_names else [None] * len(rows)
+        for name in names
+    ]
+    return {image: (target, checksum) for image, target, checksum in zip(*columns, strict=True)}
+
+
+def _other_images(run: Run, shown: Shown, first: Run, expected: Shown) -> str | None:
+    """What tells the images of two runs of one protocol apart: only unreadable ones may."""
+    common = shown.keys() & expected.keys()
+    missing = len(expected) - len(common), len(shown) - len(common)
+    excused = (one.metrics.get(Metric.UNREADABLE_VAL_IMAGES, 0) for one in (run, first))
+    nearly_all = (1 - claims.MOST_UNREADABLE) * max(len(shown), len(expected))
+    if (
+        any(lacks > count for lacks, count in zip(missing, excused, strict=True))
+        or len(common) < nearly_all
+        or any(shown[image][0] != expected[image][0] for image in common)
+    ):
+        return (
+            "it was evaluated on other images, or their classes are others, than "
+            f"{first.name} of the same protocol"
+        )
+    for image in common:
+        if None not in (one := shown[image][1], other := expected[image][1]) and one != other:
+            return f"its image {image:.80} has other pixels than that of {first.name}"
+    return None
 
 
 def _title(run: Run) -> str:
@@ -490,23 +527,20 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _schema(name: str) -> "pa.Schema":
-    import pyarrow as pa
-
-    return pa.schema([(key, pa.type_for_alias(kind)) for key, kind in _TABLES[name].items()])
-
-
 def _write_table(path: Path, parts: Iterable[tuple[Run, "pa.Table | None"]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(path.name)
+    schema = schema_of(path.name)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for run, table in parts:
             if table is None:
                 continue
             try:
-                table = table.add_column(0, _RUN_ID, pa.array([run.run_id] * len(table), "string"))
+                table = table.add_column(0, RUN_ID, pa.array([run.run_id] * len(table), "string"))
+                for name in ADDED.keys() & set(schema.names) - set(table.column_names):
+                    nothing = pa.nulls(len(table), schema.field(name).type)
+                    table = table.append_column(name, nothing)
                 writer.write_table(table.select(schema.names).cast(schema))
             except (pa.ArrowException, KeyError) as error:
                 reason = _one_line(error)
@@ -514,14 +548,11 @@ def _write_table(path: Path, parts: Iterable[tuple[Run, "pa.Table | None"]]) -> 
 
 
 def _logged_table(source: Source, run: Run, name: str) -> "pa.Table | None":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = source.artifact(run, name)
     try:
-        return pq.ParquetFile(path).read() if path else None
-    except (pa.ArrowException, OSError) as error:
-        raise BundleError(f"{_title(run)}: cannot read its {name}: {_one_line(error)}.") from None
+        return read_logged(path) if path else None
+    except TableError as error:
+        raise BundleError(f"{_title(run)}: {_one_line(error)}") from None
 
 
 def _curves_table(curves: Curves) -> "pa.Table":
@@ -537,58 +568,36 @@ def _curves_table(curves: Curves) -> "pa.Table":
 # --- reading --------------------------------------------------------------------------------
 
 
-class _Table:
-    """A Parquet file of a bundle, read run by run."""
+@contextmanager
+def _as_bundle_errors() -> Iterator[None]:
+    try:
+        yield
+    except TableError as error:
+        raise BundleError(_one_line(error)) from None
 
-    def __init__(self, path: Path) -> None:
-        """BundleError: it has other columns, or rows of several runs in a group."""
-        import pyarrow.parquet as pq
 
-        self._path = path
-        self._groups = defaultdict(list)
-        with self._errors():
-            self._file = pq.ParquetFile(path)
-            if not self._file.schema_arrow.equals(_schema(path.name)):
-                raise ValueError("its columns are others than those of this version")
-            for group in range(self._file.num_row_groups):
-                ids = self._file.read_row_group(group, [_RUN_ID]).column(0).unique().to_pylist()
-                if len(ids) > 1:
-                    raise ValueError("a row group is not of one run")
-                for run_id in ids:
-                    self._groups[run_id].append(group)
+MOST: Mapping[str, JsonLimits] = {
+    FILE: JsonLimits(mib=1, values=1000),  # five checksums
+    # A run takes 7 KiB and 100 values, parameters that several share included.
+    RUNS: JsonLimits(mib=64, values=2_000_000),
+}
+"""What is read of each JSON file. A value takes some hundred bytes, be it an empty list."""
 
-    @property
-    def run_ids(self) -> set[str]:
-        return set(self._groups)
-
-    def of(self, run_id: str) -> "pa.Table | None":
-        """BundleError: it is malformed."""
-        if run_id not in self._groups:
-            return None
-        with self._errors():
-            table = self._file.read_row_groups(self._groups[run_id])
-            table.validate(full=True)
-            for name in table.column_names:
-                if table.column(name).null_count and name != Hardest.THUMBNAIL:
-                    raise ValueError(f"column {name} lacks a value")
-        return table
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        import pyarrow as pa
-
-        try:
-            yield
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise BundleError(f"cannot read {self._path}: {_one_line(error)}.") from None
+MOST_RUNS = 10_000
 
 
 def _read_json(path: Path) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no number")
 
+    most = MOST[path.name]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        if (size := path.stat().st_size) > most.mib * 2**20:
+            raise ValueError(f"it has {size / 2**20:.0f} MiB, more than {most.mib} MiB")
+        text = path.read_text(encoding="utf-8")
+        if (values := sum(map(text.count, ",[{"))) > most.values:
+            raise ValueError(f"it has {values:,} values, more than {most.values:,}")
+        content = json.loads(text, parse_constant=refuse)
         _check_levels(content, _LEVELS)
         # Half a character, or 1e999.
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()

@@ -6,6 +6,7 @@ run was trained at all: docs/sharing.md says what is left to trust.
 """
 
 import ast
+import hashlib
 import math
 import re
 import time
@@ -13,11 +14,15 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerbench.config import schema
-from mixerbench.tracking.keys import Metric, Param, Tag
+from mixerbench.tracking.keys import Metric, Param, Prediction, Tag
 from mixers.plan import plan_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LONGEST: Mapping[str, int] = {"tag": 8000, "parameter": 6000, "experiment": 500, "name": 250}
 """Characters that MLflow takes. What is as long may have been cut off."""
@@ -340,3 +345,59 @@ def _fields(cls: type) -> Iterator[tuple[str, bool]]:
             yield name, False
         elif hint == (str | None):
             yield name, True
+
+
+# --- predictions ----------------------------------------------------------------------------
+
+MOST_UNREADABLE = 0.01
+"""Share of the validation images that a run may lack: no more could be left out in training."""
+
+PREDICTED = (Prediction.IMAGE, Prediction.TOP1, Prediction.CONFIDENCE)
+"""The columns that a model answers, and of which image."""
+
+_DIFFERENT = 3
+
+
+def problems_of_predictions(
+    metrics: Mapping[str, float], correct: "NDArray[np.bool_]", in_top5: "NDArray[np.bool_]"
+) -> Iterator[Problem]:
+    """Where a run's own predictions say something else than it claims."""
+    expected = {
+        Metric.FINAL_TOP1: 100 * float(correct.mean()),
+        Metric.FINAL_TOP5: 100 * float(in_top5.mean()),
+        Metric.VAL_IMAGES: len(correct),
+    }
+    for metric, shown in expected.items():
+        claimed = metrics.get(metric)
+        if claimed is None or abs(claimed - shown) > TOLERANCE:
+            yield Problem(
+                f"whose predictions give another {metric}",
+                f"its predictions give {metric} = {shown:.10g}, but it claims {claimed}",
+            )
+
+
+def digest_of_predictions(
+    image: "NDArray[Any]", top1: "NDArray[Any]", confidence: "NDArray[Any]"
+) -> str | None:
+    """Equal for runs that answered each image alike, to the last digit of every confidence.
+
+    None: a model that is as sure as numbers can be of nearly every image may do so honestly.
+    """
+    import numpy as np
+
+    unsure = confidence[confidence < 1 - TOLERANCE]
+    if len(np.unique(unsure)) < _DIFFERENT:
+        return None
+    order = np.argsort(image)
+    digest = hashlib.sha256()
+    for column, kind in ((top1, np.int64), (confidence, np.float32)):
+        digest.update(np.ascontiguousarray(column[order], dtype=kind).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def same_predictions(seed: str) -> Problem:
+    """Of a run whose digest is that of a run of the same model with this other seed."""
+    return Problem(
+        "with the predictions of another seed",
+        f"its predictions are those of seed {seed}, to the last digit: no two seeds give the same",
+    )
