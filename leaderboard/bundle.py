@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard import claims
 from leaderboard.cache import Cache
+from leaderboard.repeat import command_of
 from leaderboard.runs import (
     CURVE_POINTS,
     CURVES,
@@ -201,6 +201,11 @@ class Bundle:
         if name != Artifact.CONFIG and (table is None or run.run_id not in table.run_ids):
             return None
         return self.cache.file("artifacts", run.run_id, name, make=write)
+
+    def plugins(self, run: Run) -> list[str]:
+        """The names of the files that its mixers come from."""
+        found = self._content["settings"][run.run_id].get("plugins", [])
+        return [name for name in found if isinstance(name, str)]
 
     def curves(self, run: Run) -> Curves:
         rows = self._rows(CURVES_FILE, run)
@@ -499,11 +504,9 @@ def _defaults_at_places(params: Mapping[str, str]) -> dict[str, str]:
 def _public_tags(run: Run, plugins: Sequence[str]) -> dict[str, str]:
     # By its uid a run is known in whatever store it comes to.
     tags = {Tag.UID: run.run_id, **run.tags}
-    try:
-        arguments = shlex.split(tags.get(Tag.COMMAND, ""))
-        tags[Tag.COMMAND] = shlex.join(_public_arguments(arguments, plugins))
-    except ValueError:  # cut off
-        del tags[Tag.COMMAND]
+    tags = {key: value for key, value in tags.items() if key != Tag.COMMAND}
+    if command := command_of(run, plugins):
+        tags[Tag.COMMAND] = command
     return {key: value for key, value in tags.items() if key not in _TAGS_LEFT_OUT}
 
 

@@ -94,7 +94,10 @@ def test_mlflow_is_imported_in_tracking_and_in_the_leaderboard_only() -> None:
 def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config() -> None:
     # The hash of recorded settings, the name of a plan, and what counts as equal cost, must not
     # be copies.
-    plain = ("mixerbench.config.schema", "mixerbench.config.match", "mixers.plan")
+    plain = (
+        *("mixerbench.config.schema", "mixerbench.config.match", "mixers.plan"),
+        "mixerbench.config.repeat",  # a page's command must compose to what was trained
+    )
     allowed = ("mixerbench.tracking.keys", "mixerbench.tracking.passwords", *plain)
     for module in _modules("leaderboard"):
         for name, node in _imports(module):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from leaderboard import render
 from leaderboard.board import COLUMNS, Board, Column, Entry
 from leaderboard.families import Family
+from leaderboard.repeat import command_of
 from leaderboard.runs import Run
 from leaderboard.site import data
 from leaderboard.source import Source
@@ -244,6 +245,7 @@ class _Writer:
             skipped=self.skipped,
             source=self.source.name,
             run_link=self._run_link,
+            command_of=command_of,
             Hardest=Hardest,
             Tag=Tag,
             **values,

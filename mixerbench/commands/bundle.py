@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from leaderboard.board import boards
 from leaderboard.bundle import Bundle, export, is_bundle
+from leaderboard.repeat import command_of
 from leaderboard.runs import MEASUREMENT_TAGS, Measurement, Run
 from leaderboard.source import open_source
 from leaderboard.store import pages
@@ -166,7 +167,10 @@ def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
 def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
     """The journal of a run of a bundle."""
     yield {"kind": "start", "time": run.started}
-    yield _at(run, "tags", {**run.tags, Tag.IMPORTED: bundle.folder.resolve().name})
+    tags = {key: value for key, value in run.tags.items() if key != Tag.COMMAND}  # anybody's text
+    if command := command_of(run, bundle.plugins(run)):
+        tags[Tag.COMMAND] = command
+    yield _at(run, "tags", {**tags, Tag.IMPORTED: bundle.folder.resolve().name})
     yield _at(run, "params", {k: v for group in run.params.values() for k, v in group.items()})
     single = {k: [(0, value)] for k, value in run.metrics.items() if k != Metric.UPLOADED_AT}
     for key, points in {**single, **bundle.curves(run)}.items():

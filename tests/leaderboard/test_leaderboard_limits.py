@@ -102,7 +102,7 @@ def test_three_million_rows_in_a_small_file_are_never_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("column", "words"),
     [
-        (pa.array(["x" * MIB] * 1000), "would take 100 MiB"),
+        (pa.array(["x" * MIB] * 1000), r"would take 10\d MiB"),
         (pa.array([[0.5] * 2000] * 1000), "of a type that no run logs|no value for a row"),
         (pa.array([b"x" * MIB] * 1000, pa.binary(MIB)), "of a type that no run logs"),
         (pa.array(["x" * MIB] * 1000, pa.string_view()), "of a type that no run logs|MiB"),

