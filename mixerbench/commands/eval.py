@@ -115,8 +115,12 @@ def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str
     """Load a state dict that must fit exactly.
 
     Raises:
-        ValueError: how many entries are missing, left over or of another shape, and which.
+        ValueError: how many entries are missing, left over or of another shape, and which; or
+            one holds no numbers that training gives.
     """
+    from mixerbench.models.weights import check_numbers
+
+    check_numbers(tensors, model.state_dict())
     try:
         result = model.load_state_dict(dict(tensors), strict=False)
         found = {"missing": result.missing_keys, "left over": result.unexpected_keys}

@@ -126,7 +126,7 @@ class Distillation:
     teacher_checkpoint: Optional[str]  # a file of its weights; None: timm's pretrained ones
     alpha: float
     tau: float
-    teacher_digest: Optional[str] = None  # of that file; filled in
+    teacher_digest: Optional[str] = None  # of that file, or those weights; filled in
 
 
 @dataclass

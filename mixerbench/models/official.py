@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mixerbench.config.presets import official_code
 from mixerbench.models.factory import create_model
 from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT, Names, rename
+from mixerbench.models.weights import check_numbers
 from mixers import TokenGrid
 from mixers.attention import Attention, relative_index
 
@@ -44,7 +45,7 @@ def convert_official(
 
     Raises:
         ValueError: no code was published for the preset; entries are missing, unexpected or
-            of another shape, and which.
+            of another shape, and which; or one holds no numbers.
     """
     names = _NAMES[official_code(preset)]
     with torch.device("meta"):
@@ -55,7 +56,9 @@ def convert_official(
         if name.endswith(_COUNTER):  # integer, without influence: may be missing
             found.setdefault(name, (name, torch.zeros(tensor.shape, dtype=tensor.dtype)))
     _check(preset, _without_indices(model, found), expected)
-    return {name: found[name][1] for name in expected}
+    converted = {name: found[name][1] for name in expected}
+    check_numbers(converted, expected)
+    return converted
 
 
 def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:

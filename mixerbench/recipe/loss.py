@@ -1,5 +1,7 @@
 """Losses, and distillation around them."""
 
+import textwrap
+
 import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Distillation, Recipe
-from mixerbench.errors import first_line
+from mixerbench.models.weights import check_numbers
 
 Logits = Tensor | tuple[Tensor, Tensor]
 
@@ -75,19 +77,32 @@ def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | 
     """The frozen teacher, any timm model, or None where the recipe has none.
 
     Raises:
-        ValueError: no such timm model, or weights that do not fit it.
+        ValueError: no such timm model, weights that do not fit it, or a classifier for other
+            classes.
     """
     if distillation.kind == "none":
         return None
     name, path = distillation.teacher, distillation.teacher_checkpoint
     if not timm.is_model(name):
         raise ValueError(f"teacher {name!r} is not a timm model: see timm.list_models().")
+    published = timm.get_pretrained_cfg_value(name, "num_classes")
+    if path is None and published is not None and published != num_classes:
+        # timm would leave the published classifier out, and put a random one in its place.
+        raise ValueError(
+            f"teacher {name!r}: its pretrained weights tell {published} classes apart and the data "
+            f"has {num_classes}. Train a teacher on this data and give its file, "
+            "recipe.distillation.teacher_checkpoint=FILE."
+        )
     try:
         teacher = timm.create_model(name, pretrained=path is None, num_classes=num_classes)
         if path is not None:  # DeiT takes the teacher's weights, not their moving average
-            teacher.load_state_dict(load_state_dict(path, use_ema=False, weights_only=True))
+            weights = load_state_dict(path, use_ema=False, weights_only=True)
+            check_numbers(weights, teacher.state_dict())
+            teacher.load_state_dict(weights)
+        else:
+            check_numbers(teacher.state_dict(), teacher.state_dict())
     except Exception as error:  # of the file system, pickle, safetensors, torch or timm
-        reason = first_line(error)
+        reason = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
         raise ValueError(
             f"teacher {name!r}: cannot load {path or 'its pretrained weights'} for {num_classes} "
             f"classes: {reason}"

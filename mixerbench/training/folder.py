@@ -30,23 +30,37 @@ from mixerbench.tracking.upload import RUN_FILE
 from mixerbench.training.place import launch_id
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mixerbench.data.images import Splits
 
 _LOCK = ".lock"
 _MODEL = "model_fingerprint"  # of an identity
 
 
-def complete(protocol: Protocol, splits: "Splits") -> None:
-    """Fill in what only the data itself can tell; from here on the fingerprint is final.
+def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" = None) -> None:
+    """Fill in what only data and teacher can tell; from here on the fingerprint is final.
+
+    Args:
+        teacher: the recipe's, if it is loaded already: pretrained weights change with timm.
 
     Raises:
-        ValueError: there is no teacher checkpoint.
+        ValueError: there is no teacher checkpoint, or no such teacher.
     """
     data, distillation = protocol.data, protocol.recipe.distillation
     data.num_classes = len(splits.train.classes)
     data.digest = splits.digest()
     data.packed = splits.packed
-    if distillation.kind != "none" and distillation.teacher_checkpoint is not None:
+    if distillation.kind == "none":
+        return
+    if distillation.teacher_checkpoint is None:
+        from mixerbench.models.weights import weights_digest
+        from mixerbench.recipe.loss import create_teacher
+
+        teacher = teacher or create_teacher(distillation, data.num_classes)
+        assert teacher is not None  # there is a kind of distillation
+        distillation.teacher_digest = weights_digest(teacher.state_dict())
+    else:
         path = Path(distillation.teacher_checkpoint).expanduser()
         if not path.is_file():
             raise ValueError(f"there is no teacher checkpoint {path}.")

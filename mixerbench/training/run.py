@@ -17,7 +17,7 @@ from mixerbench.config.checks import check_processes
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
-from mixerbench.errors import Preempted, TrainingStopped, as_user_errors, first_line
+from mixerbench.errors import Preempted, TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.measure.flops import CountingError, MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
@@ -80,6 +80,11 @@ def run_training(
     if settings.protocol.data.download:  # one process does, before the others look
         group.first(lambda: _open(settings) and None)
     splits, model, teacher, macs = group.together(lambda: _prepare(settings, group))
+    if any(other != identity_of(settings) for other in group.gather(identity_of(settings))):
+        raise UserError(
+            "the machines do not have the same images, teacher or plugins: give all of them the "
+            "same files."
+        )
 
     with ExitStack() as held:
 
@@ -145,13 +150,13 @@ def _prepare(
     with as_user_errors((ValueError, CountingError)):
         check_processes(settings.protocol.recipe.batch, group.size)
         load_plugins(settings)
-        complete(settings.protocol, splits)
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
         macs = None
         if settings.run.measure and group.is_first:  # what cannot be counted fails now
             macs = count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)
+        complete(settings.protocol, splits, teacher)
         _try_names(settings, model)
     if not settings.tracking.offline and group.is_first:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)

@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.models.weights import check_numbers
 from mixerbench.training import checkpoint
 from mixerbench.training.group import ALONE, Group
 from mixerbench.training.parallel import part_of, whole
@@ -115,7 +116,7 @@ class TrainingState:
 
         Raises:
             DamagedError: it cannot be read as it was written.
-            UserError: it is of another model, protocol or seed.
+            UserError: it is of another model, protocol or seed, or holds no weights.
         """
         tensors, header = checkpoint.load(path)
         for key, value in identity.items():
@@ -127,6 +128,10 @@ class TrainingState:
         for part, module in (("model", self.model), ("ema", self.ema.module)):
             own = module.state_dict()
             content = checkpoint.under_prefix(part, tensors)
+            try:
+                check_numbers(content, own)
+            except ValueError as error:
+                raise UserError(f"{path}, {part}: {error}") from None
             module.load_state_dict(
                 {name: part_of(tensor, own.get(name, tensor)) for name, tensor in content.items()}
             )

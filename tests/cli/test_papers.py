@@ -148,8 +148,12 @@ def _changed(official: dict[str, torch.Tensor], change: str) -> dict[str, torch.
         del state["head.bias"]
     elif change == "unexpected":
         state["blocks.12.mlp1.fc1.bias"] = torch.zeros(3)
-    else:
+    elif change == "misshapen":
         state["blocks.2.mlp2.fc2.bias"] = torch.zeros(196)
+    elif change == "no numbers":
+        state["head.bias"] = torch.full_like(state["head.bias"], torch.nan)
+    else:
+        state["head.bias"] = torch.ones_like(state["head.bias"], dtype=torch.int64)
     return state
 
 
@@ -159,6 +163,8 @@ def _changed(official: dict[str, torch.Tensor], change: str) -> dict[str, torch.
         ("missing", "1 missing: head.bias."),
         ("unexpected", "1 unexpected: blocks.12.mlp1.fc1.bias."),
         ("misshapen", "1 of another shape: blocks.2.mlp2.fc2.bias (196,) for (197,)."),
+        ("no numbers", "the entry head.bias holds 1,000 of 1,000 values that are infinite or no"),
+        ("integers", "the entry head.bias holds int64 and the model has float32 there"),
     ],
 )
 def test_an_entry_that_has_no_place_is_named_and_nothing_is_written(

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mixerbench.config.schema import Distillation
+from mixerbench.config.schema import Distillation, protocol_fingerprint
+from mixerbench.data.images import open_images
 from mixerbench.recipe.loss import create_teacher
+from mixerbench.training.folder import complete
 
 NAME, CLASSES = "test_resnet", 7
 
@@ -118,6 +120,83 @@ def test_teacher_of_other_classes_is_refused(file, original, settings, tmp_path)
         create_teacher(settings(path), 5)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("fc.bias"), "fc.bias"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "extra"),
+        (lambda weights: weights["fc.bias"].fill_(float("nan")), "7 of 7 values"),
+        (lambda weights: weights.update({"fc.bias": torch.ones(7, dtype=torch.int32)}), "int32"),
+    ],
+    ids=["missing", "unexpected", "no numbers", "integers"],
+)
+def test_weights_that_are_not_the_teachers_are_refused_with_what_is_wrong(
+    change, message, original, settings, tmp_path
+):
+    weights = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+    change(weights)
+    save_file(weights, tmp_path / "teacher.safetensors")
+    with pytest.raises(ValueError, match=message) as caught:
+        create_teacher(settings(tmp_path / "teacher.safetensors"), CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+# --- published weights ------------------------------------------------------------------------
+# timm's own way to them, from a file instead of from the network.
+
+
+@pytest.fixture
+def published(original, tmp_path, monkeypatch):
+    """A timm model with pretrained weights for 7 classes: its file."""
+    from timm.models import _registry, build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    path = write(tmp_path / "published.safetensors", original)
+    monkeypatch.setattr(_registry, "_model_entrypoints", dict(_registry._model_entrypoints))
+    cfg = {"file": str(path), "num_classes": CLASSES, "classifier": "fc", "first_conv": "conv1.0"}
+    monkeypatch.setitem(
+        globals(), "default_cfgs", generate_default_cfgs({"published_resnet.test": cfg})
+    )
+
+    @register_model
+    def published_resnet(pretrained=False, **options):
+        blocks = [BasicBlock, BasicBlock, Bottleneck, BasicBlock]
+        shape = {"layers": (1, 1, 1, 1), "channels": (32, 48, 48, 96), "avg_down": True}
+        stem = {"stem_width": 16, "stem_type": "deep"}
+        return build_model_with_cfg(
+            ResNet, "published_resnet", pretrained, block=blocks, **shape, **stem, **options
+        )
+
+    return path
+
+
+def test_published_weights_are_part_of_the_protocol(published, original, settings, protocol):
+    teacher = create_teacher(settings(teacher="published_resnet"), CLASSES)
+    assert torch.equal(teacher.state_dict()["fc.weight"], original.state_dict()["fc.weight"])
+
+    def completed():
+        data = {"data__num_classes": CLASSES, "data__train_images": 8, "data__val_images": 8}
+        given = protocol("synthetic", recipe__batch__size=8, **data)
+        given.recipe.distillation = settings(teacher="published_resnet")
+        complete(given, open_images(given))
+        return given
+
+    before = completed()
+    assert len(before.recipe.distillation.teacher_digest) == 16
+    assert protocol_fingerprint(completed()) == protocol_fingerprint(before)
+    with torch.no_grad():
+        original.fc.bias[3] += 1e-3  # the cache, or the hub, has another version
+    write(published, original)
+    assert protocol_fingerprint(completed()) != protocol_fingerprint(before)
+
+
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_published_weights_of_other_classes_are_refused(classes, published, settings):
+    """timm puts a random classifier on them and does not say so."""
+    with pytest.raises(ValueError, match=f"tell 7 classes apart and the data has {classes}"):
+        create_teacher(settings(teacher="published_resnet"), classes)
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,49 @@ def test_weights_of_another_model_are_refused_with_what_differs() -> None:
     assert "1 missing" in wrong
 
 
+INT = torch.int64
+NO_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "one NaN": (lambda t: t.index_fill(0, torch.tensor([2]), math.nan), "infinite or no numbers"),
+    "all NaN": (lambda t: torch.full_like(t, math.nan), "infinite or no numbers"),
+    "infinity": (lambda t: torch.full_like(t, -math.inf), "infinite or no numbers"),
+    "integers": (lambda t: (100 * t).to(INT), "holds int64 and the model has float32"),
+    "bytes": (lambda t: (100 * t).to(torch.uint8), "holds uint8 and the model has float32"),
+}
+
+
+@pytest.mark.parametrize("entry", ["blocks.0.mixer.qkv.weight", "head.bias"])
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_a_file_of_no_weights_has_no_accuracy(
+    kind: str, entry: str, plain: Any, tmp_path: Path
+) -> None:
+    change, message = NO_WEIGHTS[kind]
+    given = [s for s in plain.settings.overrides if not s.startswith("tracking")]
+    path = tmp_path / "changed.safetensors"
+    save_file(plain.weights | {entry: change(plain.weights[entry])}, path)
+    with pytest.raises(UserError, match=message) as refusal:
+        evaluate_place(str(path), given, ema=False, predictions=None)
+    assert f"the entry {entry} holds" in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_weights(
+    kind: torch.dtype, plain: Any, tmp_path: Path
+) -> None:
+    given = [s for s in plain.settings.overrides if not s.startswith("tracking")]
+    path = tmp_path / "half.safetensors"
+    save_file({name: t.to(kind) for name, t in plain.weights.items()}, path)
+    assert "24 images" in evaluate_place(str(path), given, ema=False, predictions=None)
+
+
+def test_weights_that_give_no_numbers_have_no_accuracy(plain: Any, tmp_path: Path) -> None:
+    given = [s for s in plain.settings.overrides if not s.startswith("tracking")]
+    path = tmp_path / "huge.safetensors"
+    save_file({name: torch.full_like(t, 1e38) for name, t in plain.weights.items()}, path)
+    with pytest.raises(UserError, match="24 of 24 validation images are infinite or no numbers"):
+        evaluate_place(str(path), given, ema=False, predictions=None)
+
+
 def test_the_place_must_hold_weights(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match="run's folder") as refusal:

@@ -322,6 +322,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert _metrics(plain.folder) == _metrics(folder)
 
 
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_checkpoint_without_numbers_is_refused(
+    part: str, tiny: Callable[..., Settings], stopped: Callable[..., Path]
+) -> None:
+    folder = stopped("train/loss", 6)
+    path = checkpoint.newest(folder / CHECKPOINTS)
+    assert path is not None
+    tensors, header = checkpoint.load(path)
+    tensors[f"{part}.head.bias"][1] = float("nan")
+    checkpoint.save(path, tensors, header)  # its checksum is right
+    message = _refusal(tiny(f"run.resume={folder}"))
+    assert str(path) in message
+    assert f"{part}: the entry head.bias holds 1 of 4 values that are infinite" in message
+
+
 def test_the_checkpoint_of_another_run_is_refused(
     tiny: Callable[..., Settings], stopped: Callable[..., Path]
 ) -> None:
