@@ -161,6 +161,7 @@ class _Writer:
             "compare_page": compare_page,
             "hrefs": hrefs,
             "looks": data.looks(board),
+            "class_names": data.class_names(details),
         }
         columns = [column for column in board.columns if column.in_tables]
         page = self.board_pages[board.fingerprint]
@@ -313,4 +314,8 @@ def sort_key(entry: Entry, column: Column) -> str:
 def _day(milliseconds: int) -> str:
     from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        day = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):  # beyond the year 9999, or before 1
+        return "at no known time"
+    return day.strftime("%Y-%m-%d %H:%M UTC")

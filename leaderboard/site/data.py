@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from leaderboard import statistics
 from leaderboard.board import Board, Column, Entry, newest
-from leaderboard.predictions import Predictions, read_predictions
+from leaderboard.predictions import read_predictions
 from leaderboard.render import cell
 from leaderboard.runs import Curves, Run
+from leaderboard.site.answers import Answers, answers_of
+from leaderboard.site.numbers import short, shorts
 from leaderboard.source import Source
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
@@ -26,8 +27,11 @@ COLORS = (
     *("#7c8a1a", "#cf4560", "#8a5a2b", "#76797f"),
 )
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "x", "pentagon")
+MOST_POINTS = 600  # of one metric's curves on an entry's page, all seeds together
+MOST_HARDEST = 12  # images of an entry, as many as a run keeps
+MOST_UNSEEN = 4  # of them where pictures are left out
+MOST_HARDEST_BYTES = 1_000_000  # of their file: a run's has some 50,000
 FEW = 40  # entries: with more, curves and pictures are thinned, so that the site stays small
-MOST_CLASSES = 100  # of a confusion matrix; a larger one cannot be read
 NAME_LENGTH = 80  # of what is shown of a name that a run was given
 CURVES = {
     "val_top1": (Metric.VAL_TOP1, "top-1 (%)"),
@@ -43,9 +47,10 @@ CURVE_AXES = {"epoch": "epoch", "images": "images seen", "seconds": "training ti
 class Details:
     """What is known of an entry beside its row."""
 
-    predictions: Predictions | None
+    answers: Answers | None  # None: it has no usable predictions
     curves: Mapping[str, Curves]  # run id -> its curves
     hardest: tuple[Mapping[str, Any], ...]  # of the newest run, the hardest first
+    class_names: Mapping[int, str]  # those that the hardest images tell
 
 
 def script(content: Any) -> str:
@@ -69,11 +74,24 @@ def has_few(board: Board) -> bool:
 
 
 def read_details(source: Source, board: Board, entry: Entry) -> Details:
+    predictions = read_predictions(source, entry.runs)
+    hardest = _hardest(source, newest(entry.runs))
+    number, name_of = (Hardest.TARGET, Hardest.TOP1), (Hardest.TARGET_NAME, Hardest.TOP1_NAME)
     return Details(
-        predictions=read_predictions(source, entry.runs),
+        answers=answers_of(predictions) if predictions else None,
         curves={run.run_id: source.curves(run) for run in entry.runs},
-        hardest=_hardest(source, newest(entry.runs), pictures=has_few(board)),
+        hardest=hardest if has_few(board) else _without_pictures(hardest),
+        class_names={
+            row[key]: name(row[text])
+            for row in hardest
+            for key, text in zip(number, name_of, strict=True)
+        },
     )
+
+
+def class_names(details: Mapping[str, Details]) -> dict[int, str]:
+    """Class -> its name, of all that some entry of the board tells."""
+    return {number: text for one in details.values() for number, text in one.class_names.items()}
 
 
 def looks(board: Board) -> dict[str, dict[str, str]]:
@@ -104,6 +122,7 @@ def board_data(
         "curves": {key: label for key, (_, label) in CURVES.items()},
         "curveAxes": CURVE_AXES,
         "imagesPerEpoch": images_per_epoch(board.entries, details),
+        "classNames": class_names(details),
         "entries": [
             {
                 "id": entry.model_fingerprint,
@@ -114,10 +133,10 @@ def board_data(
                 "stem": name(entry.stem),
                 "ranks": entry.ranks,
                 "href": hrefs[entry.model_fingerprint],
-                "values": {c.name: _short(entry.value(c)) for c in numeric},
+                "values": {c.name: short(entry.value(c)) for c in numeric},
                 "texts": {c.name: cell(entry, c) for c in numeric},
                 "intervals": {
-                    column.name: [_short(value) for value in interval]
+                    column.name: [short(value) for value in interval]
                     for column in numeric
                     if (interval := entry.interval(column))
                 },
@@ -127,7 +146,7 @@ def board_data(
                     if (interval := entry.interval(column))
                 },
                 "curves": mean_curves(entry, details[entry.model_fingerprint].curves, points, keys),
-                **_of_predictions(details[entry.model_fingerprint].predictions, len(board.entries)),
+                **_for_plots(details[entry.model_fingerprint], len(board.entries)),
                 **look[entry.model_fingerprint],
             }
             for entry in board.entries
@@ -158,10 +177,10 @@ def mean_curves(
         if len(steps) > points:
             steps = steps[np.unique(np.linspace(0, len(steps) - 1, points).round().astype(int))]
         values = np.array([[one[step] for step in steps] for one in series])
-        found[key] = {"mean": _shorts(values.mean(axis=0)), **_axes(runs, curves, steps.tolist())}
+        found[key] = {"mean": shorts(_mean(values)), **_axes(runs, curves, steps.tolist())}
         if len(runs) > 1:
-            found[key]["low"] = _shorts(values.min(axis=0))
-            found[key]["high"] = _shorts(values.max(axis=0))
+            found[key]["low"] = shorts(values.min(axis=0))
+            found[key]["high"] = shorts(values.max(axis=0))
     return found
 
 
@@ -172,7 +191,7 @@ def images_per_epoch(entries: Iterable[Entry], details: Mapping[str, Details]) -
             epochs = details[entry.model_fingerprint].curves[run.run_id].get(Metric.EPOCH)
             seen = run.metrics.get(Metric.IMAGES_SEEN)
             if epochs and epochs[-1][1] > 0 and seen:
-                return seen / epochs[-1][1]
+                return short(seen / epochs[-1][1]) or 0.0
     return 0.0
 
 
@@ -186,14 +205,21 @@ def _axes(
     epochs = curves[runs[0].run_id].get(Metric.EPOCH, ())
     if epochs:
         last_step, last_epoch = epochs[-1]
-        per_step = last_epoch / last_step
-        axes["epoch"] = _shorts(np.array(steps) * per_step)
+        axes["epoch"] = shorts(np.array(steps) * (last_epoch / max(last_step, 1)))
     clocks = [curves[run.run_id].get(Metric.TRAIN_SECONDS, ()) for run in runs]
     if all(clocks):
         points = [np.array([(0, 0.0), *clock]) for clock in clocks]
         seconds = [np.interp(np.array(steps), one[:, 0], one[:, 1]) for one in points]
-        axes["seconds"] = _shorts(np.mean(seconds, axis=0))
+        axes["seconds"] = shorts(_mean(seconds))
     return axes
+
+
+def _mean(values: Any) -> Any:
+    """Over seeds; infinity where a diverged loss is too large for it."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return np.mean(values, axis=0)
 
 
 def _extent(few: bool) -> tuple[int, tuple[str, ...]]:
@@ -203,73 +229,36 @@ def _extent(few: bool) -> tuple[int, tuple[str, ...]]:
 
 def entry_data(entry: Entry, details: Details, *, few: bool) -> dict[str, Any]:
     """For the plots of an entry's own page: each seed's curves, and its confusions."""
+    points, keys = _extent(few)
+    points = max(2, min(points, MOST_POINTS // len(entry.runs)))
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in entry.runs:
-        one = mean_curves(replace(entry, runs=(run,)), details.curves, *_extent(few))
+        one = mean_curves(replace(entry, runs=(run,)), details.curves, points, keys)
         for key, curve in one.items():
             curves.setdefault(key, []).append({"seed": name(run.seed), **curve})
-    content: dict[str, Any] = {
+    return {
         "curves": {key: {"label": CURVES[key][1], "runs": runs} for key, runs in curves.items()},
         "axes": CURVE_AXES,
         "imagesPerEpoch": images_per_epoch([entry], {entry.model_fingerprint: details}),
-        **_of_predictions(details.predictions, entries=1),
+        "confusion": details.answers.confusion if details.answers else [],
+        **_for_plots(details, entries=1),
     }
-    predictions = details.predictions
-    if predictions is not None and predictions.classes <= MOST_CLASSES:
-        content["confusion"] = _confusion(predictions)
-    return content
 
 
-def _of_predictions(predictions: Predictions | None, entries: int) -> dict[str, Any]:
-    """Calibration, and the accuracy of each class where all entries' fit into a page."""
-    if predictions is None:
-        return {}
-    reliability = statistics.calibration(
-        predictions.confidence.ravel(), predictions.correct.ravel()
-    )
-    found: dict[str, Any] = {
-        "reliability": {
-            "confidence": _shorts(reliability.confidence),
-            "accuracy": _shorts(reliability.accuracy),
-            "share": _shorts(reliability.share),
-        }
-    }
-    if entries * predictions.classes <= 50_000:
-        found["classes"] = _class_accuracy(predictions)
-    return found
-
-
-def _confusion(predictions: Predictions) -> list[list[float]]:
-    """Mean over seeds."""
-    import numpy as np
-
-    matrices = [
-        statistics.confusion(predictions.target, top1, predictions.classes)
-        for top1 in predictions.top1
-    ]
-    mean: list[list[float]] = np.mean(matrices, axis=0).round(2).tolist()
-    return mean
-
-
-def _class_accuracy(predictions: Predictions) -> list[float | None]:
-    """Percent right of each class, mean over seeds; None: the class has no image."""
-    import numpy as np
-
-    share = predictions.correct.mean(axis=0)
-    counts = np.bincount(predictions.target, minlength=predictions.classes)
-    right = np.bincount(predictions.target, weights=share, minlength=predictions.classes)
-    return [
-        _short(100 * r / c) if c else None
-        for r, c in zip(right.tolist(), counts.tolist(), strict=True)
-    ]
+def _for_plots(details: Details, entries: int) -> dict[str, Any]:
+    return details.answers.for_plots(entries) if details.answers else {}
 
 
 def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
     """Of each pair, (0, 1), (0, 2), ..., (1, 2), ..., what the page shows, as exact as it does.
 
+    Empty where no two were compared: of 2,000 entries there are two million pairs.
+
     ``with_parts``: with the p-values of images and of seeds, and not only the corrected one.
     """
     rows: list[list[Any] | None] = []
+    if not board.analysis.comparisons:
+        return rows
     for a, b in combinations(board.entries, 2):
         one = board.analysis.compare(a.model_fingerprint, b.model_fingerprint)
         if one is None:
@@ -281,26 +270,43 @@ def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
                 *(round(one.difference, 2), *(round(end, 2) for end in one.interval)),
                 *(round(one.only_a, 1), round(one.only_b, 1)),
                 *(round(one.agreement, 3), round(one.error_consistency, 3), int(one.differ)),
-                *(_short(p, 2) for p in (one.p_corrected, *parts)),
+                *(short(p, 2) for p in (one.p_corrected, *parts)),
             ]
         )
     return rows
 
 
-def _hardest(source: Source, run: Run, *, pictures: bool) -> tuple[Mapping[str, Any], ...]:
+def _hardest(source: Source, run: Run) -> tuple[Mapping[str, Any], ...]:
+    """As pages show them; none where the file is not one that a run writes."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = source.artifact(run, Artifact.HARDEST)
-    if path is None:
+    if path is None or path.stat().st_size > MOST_HARDEST_BYTES:
         return ()
-    found = []
-    for row in pq.read_table(path).slice(0, 12 if pictures else 4).to_pylist():
-        content = row[Hardest.THUMBNAIL]
-        picture = ""
-        if pictures and isinstance(content, bytes) and content.startswith(b"\x89PNG\r\n\x1a\n"):
-            picture = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found.append(row | {Hardest.THUMBNAIL: picture})
-    return tuple(found)
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = next(file.iter_batches(MOST_HARDEST), None)
+        return tuple(_hard_image(row) for row in rows.to_pylist()) if rows else ()
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return ()
+
+
+def _hard_image(row: Mapping[str, Any]) -> dict[str, Any]:
+    content = row[Hardest.THUMBNAIL]
+    is_picture = isinstance(content, bytes) and content.startswith(b"\x89PNG\r\n\x1a\n")
+    picture = f"data:image/png;base64,{base64.b64encode(content).decode()}" if is_picture else ""
+    texts = (Hardest.IMAGE, Hardest.TARGET_NAME, Hardest.TOP1_NAME)
+    return {
+        **{key: name(str(row[key])) for key in texts},
+        **{key: int(row[key]) for key in (Hardest.TARGET, Hardest.TOP1)},
+        Hardest.TARGET_PROBABILITY: float(row[Hardest.TARGET_PROBABILITY]),
+        Hardest.THUMBNAIL: picture,
+    }
+
+
+def _without_pictures(hardest: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(row | {Hardest.THUMBNAIL: ""} for row in map(dict, hardest[:MOST_UNSEEN]))
 
 
 def _column(column: Column) -> dict[str, Any]:
@@ -310,12 +316,3 @@ def _column(column: Column) -> dict[str, Any]:
         "highFirst": column.high_first,
         "meaning": column.meaning,
     }
-
-
-def _short(value: Any, digits: int = 5) -> Any:
-    """Five digits are more than a screen shows, and a third of the bytes."""
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
-def _shorts(values: Any) -> list[float]:
-    return [_short(float(value)) for value in values]

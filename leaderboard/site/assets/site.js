@@ -72,6 +72,9 @@
     return element;
   }
 
+  /** A section without anything to show is not there. */
+  function showIf(id, something) { byId(id).closest("section").hidden = !something; }
+
   const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
   const probability = (p) => p === null ? "–" : p < 0.0001 ? "< 0.0001" : p.toFixed(4);
   const interval = ([low, high]) => `${signed(low)} to ${signed(high)}`;
@@ -108,7 +111,7 @@
     const [first, second, count] = [Math.min(i, j), Math.max(i, j), data.entries.length];
     // Pairs stand in the order (0, 1), (0, 2), ..., (1, 2), ...
     const row = data.comparisons[first * count - (first * (first + 1)) / 2 + second - first - 1];
-    if (!row) return null;
+    if (!row) return null; // there are none of a large board
     const [difference, low, high, onlyA, onlyB, agreement, kappa, differ, p, pImages = null, pSeeds = null] = row;
     const common = { pImages, pSeeds, p, agreement, kappa, differ };
     return i < j
@@ -158,6 +161,7 @@
   }
   function showCurves(data, entries) {
     const [curve, x] = [byId("curve").value, byId("curve-x").value];
+    showIf("curves-plot", curve);
     if (!curve) return;
     drawCurves(curvesOf(data, entries, curve, x), data.curves[curve], data.curveAxes[x]);
   }
@@ -176,15 +180,47 @@
       lines.flatMap((l) => l.confidence.map((c, i) => [l.name, c, l.accuracy[i], l.share[i]])));
   }
 
-  function drawClasses(lines) {
-    const classes = lines[0].classes.map((_, i) => String(i));
+  /** A bar for each class; of many classes how many are how well recognised. */
+  function drawClasses(lines, names = {}) {
+    if (lines.some((line) => line.spread)) { drawSpread(lines, names); return; }
+    const count = Math.max(...lines.map((line) => line.classes.length));
+    const classes = Array.from({ length: count }, (_, i) => named(i, names));
     draw("classes-plot", () => [
-      lines.map((line) => ({ type: "bar", x: classes, y: line.classes, name: escaped(short(line.name)),
+      lines.map((line) => ({ type: "bar", x: classes.map((_, i) => i), y: line.classes, name: escaped(short(line.name)),
         marker: { color: line.color } })),
-      { xaxis: axis("class", { type: "category" }), yaxis: axis("right (%)", { rangemode: "tozero" }),
-        showlegend: lines.length > 1 }]);
+      { xaxis: axis("class", { tickvals: classes.map((_, i) => i), ticktext: classes.map((text) => escaped(short(text, 20))) }),
+        yaxis: axis("right (%)", { rangemode: "tozero" }), showlegend: lines.length > 1 }]);
     table("classes-table", ["class", ...lines.map((line) => line.name)],
       classes.map((name, i) => [name, ...lines.map((line) => line.classes[i])]));
+  }
+
+  const named = (number, names) => names[number] === undefined ? String(number) : `${number} · ${names[number]}`;
+
+  function drawSpread(lines, names) {
+    const drawn = lines.filter((line) => line.spread);
+    const width = 100 / drawn[0].spread.length;
+    const ranges = drawn[0].spread.map((_, i) => `${i * width} – ${(i + 1) * width}`);
+    draw("classes-plot", () => [
+      drawn.map((line) => ({ type: "scatter", mode: "lines", line: { shape: "hvh", color: line.color, dash: line.dash ?? "solid" },
+        x: ranges.map((_, i) => (i + 0.5) * width), y: line.spread, name: escaped(short(line.name)),
+        fill: lines.length === 1 ? "tozeroy" : "none", text: ranges,
+        hovertemplate: "%{y} classes with %{text} % right<extra></extra>" })),
+      { xaxis: axis("right (%)", { range: [0, 100] }), yaxis: axis("classes", { rangemode: "tozero" }),
+        showlegend: lines.length > 1 }]);
+    const whole = lines.filter((line) => line.classes);
+    if (!whole.length) {
+      table("classes-table", ["right (%)", ...drawn.map((line) => `classes of ${line.name}`)],
+        ranges.map((range, i) => [range, ...drawn.map((line) => line.spread[i])]));
+      return;
+    }
+    const apart = (i) => {
+      const values = whole.map((line) => line.classes[i]).filter((value) => typeof value === "number");
+      return values.length ? Math.max(...values) - Math.min(...values) : 0;
+    };
+    const order = Array.from({ length: Math.max(...whole.map((line) => line.classes.length)) }, (_, i) => i);
+    if (whole.length > 1) order.sort((a, b) => apart(b) - apart(a)); // those of which they differ the most
+    table("classes-table", ["class", ...whole.map((line) => line.name)],
+      order.map((i) => [named(i, names), ...whole.map((line) => line.classes[i])]));
   }
 
   // --- a board --------------------------------------------------------------------------------
@@ -255,6 +291,7 @@
       const words = [["Better beyond chance", named("better")], ["Cannot be told apart", named("cannot be told apart")],
         ["Worse beyond chance", named("worse")]].filter(([, names]) => names).map(([kind, names]) => `${kind}: ${names}.`);
       byId("verdict").textContent = words.join(" ") || "There is nothing to compare it with.";
+      byId("against-plot").hidden = !drawn.length;
       byId("against-plot").style.height = `${Math.max(9, 5 + 1.7 * drawn.length)}rem`;
       draw("against-plot", () => [[{
         type: "scatter", mode: "markers", y: drawn.map((_, i) => i), x: drawn.map(({ one }) => one.difference),
@@ -310,6 +347,7 @@
       const entries = shown().slice(0, MOST_PAIRS);
       const pairs = entries.map((a) => entries.map((b) => a === b ? null : comparison(data, a, b)));
       const known = entries.filter((_, i) => pairs[i].some((one) => one));
+      showIf("consistency-plot", known.length);
       draw("consistency-plot", () => [[{
         type: "heatmap", x: known.map((_, i) => i), y: known.map((_, i) => i),
         z: known.map((a) => known.map((b) => a === b ? null : comparison(data, a, b)?.kappa ?? null)),
@@ -403,9 +441,13 @@
       }));
       table("pairs", ["pair", "difference", "95 % interval", "p (images)", "p (seeds)", "p corrected", "verdict", "only the first right", "only the second right", "say the same", "kappa"], rows);
       showCurves(data, entries);
-      const named = (key) => entries.filter((e) => e[key]).map((e) => ({ name: e.label, color: e.color, ...e[key], classes: e.classes }));
-      if (named("classes").length) drawClasses(named("classes"));
-      if (named("reliability").length) drawReliability(named("reliability"));
+      const known = entries.filter((e) => e.reliability); // those with predictions
+      showIf("classes-plot", known.length);
+      showIf("reliability-plot", known.length);
+      if (!known.length) return;
+      drawClasses(known.map((e) => ({ name: e.label, color: e.color, dash: DASHES[e.symbol] ?? "longdash",
+        classes: e.classes, spread: e.spread })), data.classNames);
+      drawReliability(known.map((e) => ({ name: e.label, color: e.color, ...e.reliability })));
     }
     boxes.forEach((box) => box.addEventListener("change", show));
     show();
@@ -417,7 +459,7 @@
   const SHADES = ["#3574d6", "#cc5a1e", "#1a8f6c", "#b0509b", "#a87800", "#76797f"];
 
   function entry() {
-    const { curves, axes, imagesPerEpoch, reliability, classes, confusion } = content();
+    const { curves, axes, imagesPerEpoch, reliability, classes, spread, confusion } = content();
     if (byId("curve")) {
       const show = () => {
         const [one, x] = [curves[byId("curve").value], byId("curve-x").value];
@@ -431,8 +473,8 @@
     }
     const own = { name: "all seeds", color: SHADES[0] };
     if (reliability) drawReliability([{ ...own, ...reliability }]);
-    if (classes) drawClasses([{ ...own, classes }]);
-    if (confusion) {
+    if (reliability) drawClasses([{ ...own, classes, spread }]);
+    if (confusion.length) {
       const names = confusion.map((_, i) => String(i));
       draw("confusion-plot", () => [[{
         type: "heatmap", x: names, y: names, z: confusion.map((row, i) => row.map((n, j) => i === j ? null : n)),
