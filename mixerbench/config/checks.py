@@ -1,7 +1,7 @@
 """Checks of resolved settings that need neither torch nor data: the fast refusals."""
 
+import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from mixerbench.config.schema import (
     Batch,
     Data,
     Settings,
+    flatten,
 )
 from mixerbench.config.sizes import halved_grid, token_grid
 from mixers.catalog import Entry, nearest
@@ -36,12 +37,19 @@ _CHOICES = {
 }
 
 _Test = Callable[[Any], bool]
-_ONE_OR_MORE: tuple[str, _Test] = ("give 1 or more", lambda value: value >= 1)
+
+
+def _from(least: int, most: float) -> tuple[str, _Test]:
+    """A slip of a key asks for a million processes: what no machine has is refused too."""
+    return f"give {least} or more, up to {most}", lambda value: least <= value <= most
+
+
+def _above_zero(most: float) -> tuple[str, _Test]:
+    return f"give a number above 0, up to {most}", lambda value: 0 < value <= most
+
+
 _ZERO_OR_MORE: tuple[str, _Test] = ("give 0 or more", lambda value: value >= 0)
-_POSITIVE: tuple[str, _Test] = (
-    "give a number above 0",
-    lambda value: 0 < value < math.inf,
-)
+_POSITIVE: tuple[str, _Test] = ("give a number above 0", lambda value: value > 0)
 _SHARE: tuple[str, _Test] = ("give a number from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_ONE: tuple[str, _Test] = ("give 0 or more, below 1", lambda value: 0 <= value < 1)
 _PER_CHANNEL: tuple[str, _Test] = ("give one number for each of 3 channels", lambda v: len(v) == 3)
@@ -54,19 +62,31 @@ _SHARES: tuple[str, _Test] = (
     lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
 )
 
+_PIXELS = _from(1, 16384)  # of an image's side
+_IMAGES = _from(1, 2**20)  # of a batch
+_EPOCHS = 1_000_000
+_SIZE = _from(1, 2**16)  # channels, blocks, heads
+_STEPS = _from(1, 10**9)
+_SECONDS = 24 * 60 * 60
+_PROCESSES = 1024  # or threads
+
 _BOUNDS: Mapping[str, tuple[str, _Test]] = {
-    "protocol.image_size": _ONE_OR_MORE,
+    "protocol.image_size": _PIXELS,
+    "protocol.patch_size": _PIXELS,
+    "protocol.data.num_classes": _from(1, 1_000_000),
+    "protocol.data.train_images": _from(1, 10**9),
+    "protocol.data.val_images": _from(1, 10**9),
     "protocol.data.mean": _PER_CHANNEL,
     "protocol.data.std": (
         "give one number above 0 for each of 3 channels",
         lambda value: len(value) == 3 and min(value) > 0,
     ),
     "protocol.data.max_corrupt": _SHARE,
-    "protocol.recipe.epochs": _ONE_OR_MORE,
-    "protocol.recipe.batch.size": _ONE_OR_MORE,
-    "protocol.recipe.batch.micro_batch_size": _ONE_OR_MORE,
+    "protocol.recipe.epochs": _from(1, _EPOCHS),
+    "protocol.recipe.batch.size": _IMAGES,
+    "protocol.recipe.batch.micro_batch_size": _IMAGES,
     "protocol.recipe.optimizer.lr": _POSITIVE,
-    "protocol.recipe.optimizer.lr_batch_size": _ONE_OR_MORE,
+    "protocol.recipe.optimizer.lr_batch_size": _IMAGES,
     "protocol.recipe.optimizer.offset_lr_scale": _POSITIVE,
     "protocol.recipe.optimizer.momentum": _BELOW_ONE,
     "protocol.recipe.optimizer.betas": (
@@ -76,7 +96,7 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.optimizer.eps": _POSITIVE,
     "protocol.recipe.optimizer.weight_decay": _ZERO_OR_MORE,
     "protocol.recipe.optimizer.clip_grad_norm": _POSITIVE,
-    "protocol.recipe.schedule.warmup_epochs": _ZERO_OR_MORE,
+    "protocol.recipe.schedule.warmup_epochs": _from(0, _EPOCHS),
     "protocol.recipe.schedule.warmup_lr": _ZERO_OR_MORE,
     "protocol.recipe.schedule.min_lr": _ZERO_OR_MORE,
     "protocol.recipe.augmentation.scale": _SHARES,
@@ -84,8 +104,8 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.augmentation.hflip": _SHARE,
     "protocol.recipe.augmentation.color_jitter": _ZERO_OR_MORE,
     "protocol.recipe.augmentation.random_erasing": _SHARE,
-    "protocol.recipe.augmentation.random_erasing_count": _ONE_OR_MORE,
-    "protocol.recipe.augmentation.repeats": _ONE_OR_MORE,
+    "protocol.recipe.augmentation.random_erasing_count": _from(1, 1000),
+    "protocol.recipe.augmentation.repeats": _from(1, 1000),
     "protocol.recipe.mixup.mixup": _ZERO_OR_MORE,
     "protocol.recipe.mixup.cutmix": _ZERO_OR_MORE,
     "protocol.recipe.mixup.prob": _SHARE,
@@ -100,35 +120,39 @@ _BOUNDS: Mapping[str, tuple[str, _Test]] = {
     "protocol.recipe.ema.decay": _SHARE,
     "protocol.recipe.distillation.alpha": _SHARE,
     "protocol.recipe.distillation.tau": _POSITIVE,
-    "protocol.evaluation.crop_ratio": _POSITIVE,
-    "protocol.evaluation.image_size": _ONE_OR_MORE,
+    "protocol.evaluation.crop_ratio": _above_zero(10),
+    "protocol.evaluation.image_size": _PIXELS,
     "run.seed": ("give a number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "run.device": (
         "give auto, cpu, cuda or cuda:<number>",
         lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
     ),
-    "run.devices": _ONE_OR_MORE,
-    "run.max_restarts": _ZERO_OR_MORE,
-    "run.threads": _ONE_OR_MORE,
-    "run.workers": _ZERO_OR_MORE,
-    "run.log_every_steps": _ONE_OR_MORE,
-    "run.evaluate_every_epochs": _ONE_OR_MORE,
-    "run.checkpoint_every_epochs": _ONE_OR_MORE,
-    "run.checkpoint_every_steps": _ONE_OR_MORE,
-    "run.keep_checkpoints": _ONE_OR_MORE,
-    "run.evaluation_batch_size": _ONE_OR_MORE,
-    "run.measure_batch_size": _ONE_OR_MORE,
-    "run.measure_seconds": _POSITIVE,
-    "tracking.upload_every_seconds": _POSITIVE,
-    "tracking.timeout_seconds": _POSITIVE,
-    "tracking.flush_seconds": _ZERO_OR_MORE,
-    "tracking.system_metrics_every_seconds": _POSITIVE,
-    "launcher.jobs": _ONE_OR_MORE,
-    "launcher.nodes": _ONE_OR_MORE,
-    "launcher.minutes": _ONE_OR_MORE,
-    "launcher.warning_seconds": _ONE_OR_MORE,
-    "launcher.cpus_per_device": _ONE_OR_MORE,
-    "launcher.memory_gib": _ONE_OR_MORE,
+    "run.devices": _from(1, _PROCESSES),
+    "run.max_restarts": _from(0, 1_000_000),
+    "run.threads": _from(1, _PROCESSES),
+    "run.workers": _from(0, _PROCESSES),
+    "run.log_every_steps": _STEPS,
+    "run.evaluate_every_epochs": _from(1, _EPOCHS),
+    "run.checkpoint_every_epochs": _from(1, _EPOCHS),
+    "run.checkpoint_every_steps": _STEPS,
+    "run.keep_checkpoints": _from(1, 1_000_000),
+    "run.evaluation_batch_size": _IMAGES,
+    "run.measure_batch_size": _IMAGES,
+    "run.measure_seconds": _above_zero(_SECONDS),
+    "tracking.upload_every_seconds": _above_zero(_SECONDS),
+    "tracking.timeout_seconds": _above_zero(_SECONDS),
+    "tracking.flush_seconds": _from(0, _SECONDS),
+    "tracking.system_metrics_every_seconds": _above_zero(_SECONDS),
+    "launcher.devices": (
+        "give the numbers of GPUs, from 0",
+        lambda value: min(value, default=0) >= 0,
+    ),
+    "launcher.jobs": _from(1, 100_000),
+    "launcher.nodes": _from(1, 100_000),
+    "launcher.minutes": _from(1, 366 * 24 * 60),
+    "launcher.warning_seconds": _from(1, 65535),  # as sbatch has it
+    "launcher.cpus_per_device": _from(1, _PROCESSES),
+    "launcher.memory_gib": _from(1, 1_000_000),
 }
 """What a value must be, beyond its type; None, where a setting may be null, always passes."""
 
@@ -146,13 +170,20 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
         value = _get(settings, path)
         if value not in choices:
             raise ValueError(f"{path}={value}: choose one of {', '.join(choices)}.")
+    for path, value in flatten(dataclasses.asdict(settings)):
+        if not _is_number(value):
+            raise ValueError(
+                f"{path.removeprefix('model.')}={value}: give a number between -1e15 and 1e15."
+            )
     for path, (hint, fits) in _BOUNDS.items():
         value = _get(settings, path)
         if value is not None and not fits(value):
             raise ValueError(f"{path}={value}: {hint}.")
+    hint, fits = _SIZE
     for name, value in settings.model["size"].items():
-        if name != "name" and min(value if isinstance(value, list) else [value], default=0) < 1:
-            raise ValueError(f"size.{name}={value}: give 1 or more.")
+        numbers = value if isinstance(value, list) else [value]
+        if name != "name" and not (numbers and all(map(fits, numbers))):
+            raise ValueError(f"size.{name}={value}: {hint}.")
     if settings.protocol.data.pixels == "same-law-opencv" and find_spec("cv2") is None:
         raise ValueError(
             "protocol.data.pixels=same-law-opencv needs OpenCV: pip install 'mixerbench[opencv]'."
@@ -160,6 +191,15 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
     _check_batch(settings)
     _check_launcher(settings)
     _check_model(settings, catalogs)
+
+
+def _is_number(value: Any) -> bool:
+    """Not nan, inf, or beyond all reckoning; inside lists and the mappings of a plan too."""
+    if isinstance(value, Mapping):
+        return all(map(_is_number, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return not isinstance(value, (int, float)) or -1e15 < value < 1e15
 
 
 def _get(settings: Settings, path: str) -> Any:

@@ -172,8 +172,11 @@ def config_names(group: str) -> list[str]:
 
 
 def find_plugins(overrides: Sequence[str]) -> list[str]:
-    """The absolute paths in ``plugins=[...]``: they must be known before anything is composed."""
-    for override in overrides:
+    """The absolute paths in ``plugins=[...]``: they must be known before anything is composed.
+
+    Of several the last one counts, as of every setting.
+    """
+    for override in reversed(overrides):
         key, _, value = override.partition("=")
         if key == "plugins":
             try:

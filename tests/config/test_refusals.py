@@ -153,6 +153,28 @@ TAKEN_WITHOUT_A_WORD = {
     "hydra.run.dir=x": "hydra",
     "checkpoint=x": "checkpoint",
 }
+BEYOND_ALL_MACHINES = {
+    "recipe.augmentation.color_jitter=inf": "color_jitter=inf: give a number between",
+    "recipe.augmentation.scale=[0.1,nan]": "scale=[0.1, nan]: give a number between",
+    "recipe.regularization.layer_scale=nan": "layer_scale=nan: give a number between",
+    "mixer=local_attention mixer.window=10000000000000000": "mixer.window=10000000000000000: give",
+    "mixer=plan mixer.plan=[{name:attention,attn_drop:inf}]": "'attn_drop': inf}]: give a number",
+    "tracking.flush_seconds=inf": "tracking.flush_seconds=inf: give",  # after training, no upload
+    "tracking.timeout_seconds=1e10": "give a number above 0, up to 86400",
+    "run.workers=1000000000": "run.workers=1000000000: give 0 or more, up to 1024",
+    "run.threads=1000000": "run.threads=1000000: give 1 or more, up to 1024",
+    "run.devices=1000000": "run.devices=1000000: give 1 or more, up to 1024",
+    "recipe.epochs=1000000000000": "epochs=1000000000000: give 1 or more, up to 1000000",
+    "protocol.image_size=1000000": "image_size=1000000: give 1 or more, up to 16384",
+    "recipe.batch.size=4000000000": "batch.size=4000000000: give 1 or more, up to 1048576",
+    "run.evaluation_batch_size=4000000000": "give 1 or more, up to 1048576",
+    "size.depth=1000000": "size.depth=1000000: give 1 or more, up to 65536",
+    "launcher.devices=[-1]": "launcher.devices=[-1]: give the numbers of GPUs, from 0",
+    "data=synthetic data.val_images=0": "data.val_images=0: give 1 or more",
+    "data=synthetic data.train_images=0": "data.train_images=0: give 1 or more",
+    "data=synthetic data.num_classes=0": "data.num_classes=0: give 1 or more",
+    "protocol.patch_size=0": "patch_size=0: give 1 or more",
+}
 WRONG_REASON = {
     "mixer='patch_ff' run.sed=1": "'sed'",  # blames the quoted, correct mixer
     "data.root=a=b": "data.root=a=b",  # does not say which argument
@@ -161,7 +183,12 @@ WRONG_REASON = {
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [*TRACEBACKS.items(), *TAKEN_WITHOUT_A_WORD.items(), *WRONG_REASON.items()],
+    [
+        *TRACEBACKS.items(),
+        *TAKEN_WITHOUT_A_WORD.items(),
+        *BEYOND_ALL_MACHINES.items(),
+        *WRONG_REASON.items(),
+    ],
 )
 def test_what_once_slipped_through_is_refused(
     line: str, expected: str, refused: Callable[..., str]
@@ -218,6 +245,17 @@ def test_a_plugins_mixer_is_composed_like_any_other(plugin: Callable[..., Path])
     assert settings.model["mixer"] == {"name": "mine", "size": 5, "mode": "a"}
     assert settings.label == "mine_micro_size=5"
     assert settings.plugins == [str(path)]
+
+
+def test_of_two_lists_of_plugins_the_last_one_counts(
+    plugin: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    plugin()
+    last = plugin("other")
+    line = ["plugins=[mine.py]", "plugins=[other.py]"]
+    (settings,) = compose_sweep(["mixer=other", *line])
+    assert settings.plugins == [str(last)]
+    assert "unknown mixer 'mine'" in refused("train", "--cfg", "mixer=mine", *line)
 
 
 def test_a_plugin_is_gone_with_its_command(
