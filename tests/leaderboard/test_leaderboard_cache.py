@@ -163,6 +163,54 @@ def test_another_store_in_the_place_of_the_first_has_none_of_its_runs(fresh, emp
     assert stores.Store(fresh.uri).cache.runs() == {}
 
 
+def _put_back(path: Path, backup: bytes) -> None:
+    """In place, so that MLflow's open connections see it."""
+    with open(path, "r+b") as file:
+        file.write(backup)
+        file.truncate()
+
+
+def test_a_backup_that_was_put_back_is_the_store_as_it_was(fresh):
+    """Without the run that came later, and with the first end of one that was resumed."""
+    path = Path(fresh.uri.removeprefix("sqlite:///"))
+    resumed = fresh.log("attention")
+    fresh.log("pooling")
+    assert _names(fresh) == ["attention-0", "pooling-0"]
+    (before,) = [run for run in read_runs(fresh.uri).runs if run.run_id == resumed]
+    backup = path.read_bytes()
+    fresh.client.update_run(resumed, status="RUNNING")
+    fresh.client.log_metric(resumed, Metric.FINAL_TOP1, 77.0, timestamp=fresh.clock + 5, step=9)
+    fresh.client.set_terminated(resumed, end_time=fresh.clock + 9000)
+    fresh.log("shift")
+    assert _names(fresh) == ["attention-0", "pooling-0", "shift-0"]
+    _put_back(path, backup)
+    assert _names(fresh) == ["attention-0", "pooling-0"]
+    (again,) = [run for run in read_runs(fresh.uri).runs if run.run_id == resumed]
+    assert again == before
+
+
+def test_runs_that_were_removed_between_two_readings_are_gone(fresh):
+    """``mlflow gc`` right after a deletion: nobody has seen them deleted."""
+    fresh.log("attention")
+    run_id = fresh.log("pooling")
+    assert _names(fresh) == ["attention-0", "pooling-0"]
+    fresh.client.delete_run(run_id)
+    fresh.client._tracking_client.store._hard_delete_run(run_id)
+    assert _names(fresh) == ["attention-0"]
+    assert read_runs(fresh.uri).skipped == {}
+
+
+def test_a_server_whose_newest_run_is_gone_is_read_anew(fresh, monkeypatch: pytest.MonkeyPatch):
+    """Of a server nobody lists the runs; the store stands for one here."""
+    monkeypatch.setattr(stores.Store, "_listed", lambda store: None)
+    fresh.log("attention")
+    run_id = fresh.log("pooling")
+    assert _names(fresh) == ["attention-0", "pooling-0"]
+    fresh.client.delete_run(run_id)
+    fresh.client._tracking_client.store._hard_delete_run(run_id)
+    assert _names(fresh) == ["attention-0"]
+
+
 def test_a_store_larger_than_a_page_is_read_whole(fresh, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stores, "PAGE", 3)
     for seed in range(8):
