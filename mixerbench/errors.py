@@ -35,7 +35,7 @@ def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterat
     try:
         yield
     except kinds as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error)) from error  # which MIXERBENCH_DEBUG=1 shows
 
 
 def exit_code(work: Callable[[], None]) -> int:

@@ -8,6 +8,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from mixers.plan import MixerChoice
+
 
 class TokenGrid(NamedTuple):
     """The geometry of a token sequence."""
@@ -39,7 +41,9 @@ class TokenMixer(nn.Module, ABC):
     grid_options: ClassVar[tuple[str, ...]] = ()
     """Options that tie a mixer for any grid to the one it was built for."""
     mixes_prefix: ClassVar[bool]
-    """Does it carry information between prefix tokens and the grid?"""
+    """Does it carry information from the grid to prefix tokens? Back again it need not."""
+    mixes_tokens: ClassVar[bool] = True
+    """False for a baseline in which no token hears of another."""
     paper: ClassVar[str]
     """Where it comes from: title and arXiv number."""
     formula: ClassVar[str] = ""
@@ -57,6 +61,8 @@ class TokenMixer(nn.Module, ABC):
     """Set by a backbone to 2 where the grid is to be halved, if the mixer ``strides``."""
     pre_norm: bool = True
     """Does the block normalise channels before this mixer? False: it brings its own norm."""
+    built_as: MixerChoice | None = None
+    """Set by the registry: the name and the options that it was built by."""
 
     def __init__(self, dim: int, grid: TokenGrid, num_heads: int) -> None:
         super().__init__()

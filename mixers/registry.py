@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import entry_points
@@ -18,9 +19,13 @@ from typing import Any, Generic, TypeVar
 
 from mixers.base import TokenGrid, TokenMixer
 from mixers.catalog import nearest, plugin_path, source_digest
-from mixers.plan import PLAN, SCHEDULES
+from mixers.plan import PLAN, SCHEDULES, MixerChoice
 
 T = TypeVar("T")
+
+
+class BrokenCodeError(ValueError):
+    """Somebody's own code raised: says whose it is, what it raised and where."""
 
 
 class Registry(Generic[T]):
@@ -65,18 +70,21 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r} is registered already, by "
                     f"{taken.__module__}.{taken.__qualname__}. Choose another name."
                 )
-            for fact in self._facts:
-                if not hasattr(cls, fact):
-                    raise ValueError(f"{self.kind} {name!r} does not declare its {fact!r}.")
-            for option in _options(cls):
-                if option.annotation is inspect.Parameter.empty:
-                    raise ValueError(f"{self.kind} {name!r}: option {option.name!r} has no type.")
+            self._check_class(name, cls)
             self._classes[name] = cls
             for listener in self._listeners:
                 listener(name)
             return cls
 
         return decorate
+
+    def _check_class(self, name: str, cls: type[T]) -> None:
+        for fact in self._facts:
+            if not hasattr(cls, fact):
+                raise ValueError(f"{self.kind} {name!r} does not declare its {fact!r}.")
+        for option in _options(cls):
+            if option.annotation is inspect.Parameter.empty:
+                raise ValueError(f"{self.kind} {name!r}: option {option.name!r} has no type.")
 
     def on_register(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with the name of every class that is registered from now on."""
@@ -115,16 +123,19 @@ class Registry(Generic[T]):
         """Build ``name`` from positional facts and its own options.
 
         Raises:
-            ValueError: an unknown name or option, or a value that the class refuses.
+            ValueError: an unknown or missing name or option, or a value that the class refuses.
         """
         cls = self.get(name)
-        known = [option.name for option in _options(cls)]
+        known = {option.name: option.default for option in _options(cls)}
         for option in options:
             if option not in known:
                 raise ValueError(
                     f"{self.kind} {name!r} has no option {option!r}. "
                     + (nearest(option, known) if known else "It has none.")
                 )
+        for option, default in known.items():
+            if default is inspect.Parameter.empty and option not in options:
+                raise ValueError(f"{self.kind} {name!r} has no default for {option!r}: give one.")
         return cls(*args, **options)
 
     def _import_all(self) -> None:
@@ -132,7 +143,84 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
         for point in entry_points(group=f"mixerbench.{self.kind}s"):
-            importlib.import_module(point.module)
+            try:
+                importlib.import_module(point.module)
+            except (Exception, SystemExit) as error:
+                raise broken_code(
+                    f"entry point {point.name!r}, module {point.module} of an installed package,",
+                    error,
+                ) from error
+
+
+class MixerRegistry(Registry[TokenMixer]):
+    """Token mixers by name; what is wrong with somebody's own class is said in one line."""
+
+    def __init__(self) -> None:
+        facts = ("any_grid", "mixes_prefix", "paper")
+        super().__init__("mixer", "mixers", facts, reserved={*SCHEDULES, PLAN})
+
+    def create(self, name: str, *args: Any, **options: Any) -> TokenMixer:
+        """Build ``name`` for ``dim`` channels, a grid and heads, with its own options.
+
+        Raises:
+            ValueError: an unknown or missing name or option, or a value that the class refuses.
+            BrokenCodeError: the class raised something else, or is not built as a mixer is.
+        """
+        try:
+            built = super().create(name, *args, **options)
+        except Exception as error:
+            if _is_ours(error):
+                raise
+            files = files_of(self.get(name))
+            raise broken_code(f"mixer {name!r}: its __init__", error, files) from error
+        for attribute, given in zip(("dim", "grid"), args, strict=False):
+            found = vars(built).get(attribute)
+            if found != given:
+                raise BrokenCodeError(
+                    f"mixer {name!r}: its __init__ must call super().__init__(dim, grid, "
+                    f"num_heads) and leave self.{attribute} at {given}, and not at {found}."
+                )
+        built.built_as = MixerChoice(name, options)
+        return built
+
+    def _check_class(self, name: str, cls: type[TokenMixer]) -> None:
+        if not (isinstance(cls, type) and issubclass(cls, TokenMixer)):
+            raise ValueError(f"mixer {name!r} is no TokenMixer: derive its class from that.")
+        super()._check_class(name, cls)
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        if len(given) > 4 or (len(given) < 4 and not takes_any):
+            raise ValueError(
+                f"mixer {name!r}: __init__ takes ({', '.join(p.name for p in given)}) and must "
+                "take (self, dim, grid, num_heads, *, option: type = default, ...)."
+            )
+
+
+def broken_code(what: str, error: BaseException, files: Collection[str] = ()) -> BrokenCodeError:
+    """``what`` raised ``error``, in a line that ends with the file and the line of code.
+
+    Args:
+        files: the place is the innermost one in these, if it is in any of them.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
+    said = (str(error).strip().splitlines() or [""])[0]
+    kind = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return BrokenCodeError(f"{what} raised {kind} ({frame.filename}:{frame.lineno})")
+
+
+def files_of(cls: type) -> set[str]:
+    """The files that define a mixer's class, and those between it and `TokenMixer`."""
+    bases = cls.__mro__[: cls.__mro__.index(TokenMixer)]
+    methods = [method for base in bases for method in vars(base).values()]
+    return {m.__code__.co_filename for m in methods if hasattr(m, "__code__")}
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Is it a refusal of this package, or of one of its mixers, whose text needs no place?"""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, ValueError) and Path(innermost).parent == Path(__file__).parent
 
 
 def _is_redefined(old: type, new: type) -> bool:
@@ -146,9 +234,7 @@ def _options(cls: type) -> list[inspect.Parameter]:
 
 _SOURCE = "__mixerbench_source__"  # of a plugin's module: the bytes that were run
 
-MIXERS: Registry[TokenMixer] = Registry(
-    "mixer", "mixers", ("any_grid", "mixes_prefix", "paper"), reserved={*SCHEDULES, PLAN}
-)
+MIXERS = MixerRegistry()
 register_mixer = MIXERS.register
 
 
@@ -178,7 +264,8 @@ def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> b
         The source that was run, now or before.
 
     Raises:
-        ValueError: there is no such Python file, or it has changed.
+        ValueError: there is no such file, it has changed, or a class of it cannot be registered.
+        BrokenCodeError: its code raised something else.
     """
     path = plugin_path(plugin)
     # The same in every process, so that what is pickled in one is found in another.
@@ -202,8 +289,10 @@ def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> b
     try:
         # Not the loader's way, which may take bytecode of the file as it was a moment ago.
         exec(compile(source, str(path), "exec"), vars(module))
-    except BaseException:  # a plugin is loaded as a whole or not at all
+    except BaseException as error:  # a plugin is loaded as a whole or not at all
         del sys.modules[name]
         MIXERS.forget(MIXERS.loaded() - before)
-        raise
+        if _is_ours(error) or not isinstance(error, Exception | SystemExit):
+            raise
+        raise broken_code(f"plugin {path.name}", error, [str(path)]) from error
     return source

@@ -13,6 +13,7 @@ class NoMixer(TokenMixer):
 
     any_grid = True
     mixes_prefix = False
+    mixes_tokens = False
     paper = "LIT's first stages: Pay Less Attention in Vision Transformers, arXiv:2105.14217"
     formula = "y = 0"
     adds_sub_layer = False
@@ -27,6 +28,7 @@ class Identity(TokenMixer):
 
     any_grid = True
     mixes_prefix = False
+    mixes_tokens = False
     paper = "MetaFormer Baselines for Vision, arXiv:2210.13452"
     formula = "y = x"
 

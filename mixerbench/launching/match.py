@@ -102,6 +102,7 @@ class _Counter:
         import torch
 
         from mixerbench.training.loop import build_model
+        from mixers.registry import BrokenCodeError
 
         numbers = {"name": self._settings.model["size"]["name"], **dataclasses.asdict(size)}
         model = {**self._settings.model, "size": numbers}
@@ -110,7 +111,7 @@ class _Counter:
             try:
                 with torch.device("meta"):  # shapes only: no memory, no random numbers
                     return build_model(settings, self._classes)
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError, BrokenCodeError):
                 self._on_meta = False  # a plugin looks at values while it is built
         return build_model(settings, self._classes)
 

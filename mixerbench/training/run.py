@@ -39,6 +39,7 @@ from mixerbench.training.preemption import Preemption
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
+from mixers.conformance import check_mixers
 from mixers.plan import plan_name
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -153,6 +154,8 @@ def _prepare(
         classes = len(splits.train.classes)
         model = build_model(settings, classes)
         macs = None
+        if group.is_first:
+            check_mixers(model)
         if settings.run.measure and group.is_first:  # what cannot be counted fails now
             macs = count_macs(model, settings.protocol.image_size)
         teacher = create_teacher(settings.protocol.recipe.distillation, classes)

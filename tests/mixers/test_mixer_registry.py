@@ -1,12 +1,15 @@
 """Registering, naming and building: what is refused, and how it is said."""
 
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
+import torch
 
 import mixers
 from mixers import TokenGrid, TokenMixer, create_mixer, list_mixers, load_plugin
-from mixers.registry import Registry
+from mixers.plan import MixerChoice
+from mixers.registry import BrokenCodeError, Registry
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_a_plugin_that_failed_can_be_loaded_when_mended(tmp_path):
     path, runs = tmp_path / "fails.py", tmp_path / "runs"
     path.write_text("raise RuntimeError('on purpose')\n")
     before = set(sys.modules)
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(BrokenCodeError, match=r"plugin fails\.py raised RuntimeError: on pur"):
         load_plugin(path)
     assert set(sys.modules) == before
     path.write_text(f"with open({str(runs)!r}, 'a') as f: f.write('mended')\n")
@@ -146,3 +149,108 @@ def test_a_plugin_whose_second_class_is_refused_leaves_nothing_behind(tmp_path, 
 def test_a_mixer_cannot_take_the_name_of_a_schedule(clean_registry):
     with pytest.raises(ValueError, match="'lit'"):
         mixers.register_mixer("lit")(Plain)
+
+
+class Options(Plain):
+    def __init__(self, dim, grid, num_heads, *, window: int):
+        super().__init__(dim, grid, num_heads)
+        if window < 1:
+            raise ValueError(f"a window of {window}\nis empty")
+        [self.one] = [0] * window
+
+
+class NoHeads(Plain):
+    def __init__(self, dim, grid):
+        super().__init__(dim, grid, 1)
+
+
+class OnePlaceMore(Plain):
+    def __init__(self, dim, grid, num_heads, window=3):
+        super().__init__(dim, grid, num_heads)
+
+
+class NoInit(Plain):
+    def __init__(self, dim, grid, num_heads):
+        pass
+
+
+class NoSuper(Plain):
+    def __init__(self, dim, grid, num_heads):
+        self.layer = torch.nn.Linear(dim, dim)
+
+
+class OtherWidth(Plain):
+    def __init__(self, dim, grid, num_heads):
+        super().__init__(dim // 2, grid, num_heads)
+
+
+class Abstract(TokenMixer):
+    any_grid, mixes_prefix, paper = True, False, ""
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (NoHeads, r"'mine': __init__ takes \(self, dim, grid\) and must take \(self, dim, grid, n"),
+        (OnePlaceMore, r"takes \(self, dim, grid, num_heads, window\) and must take .*\*, option"),
+        (torch.nn.Identity, "mixer 'mine' is no TokenMixer"),
+        (len, "mixer 'mine' is no TokenMixer"),
+    ],
+)
+def test_a_class_that_cannot_be_built_as_a_mixer_is_refused_at_once(cls, message, clean_registry):
+    with pytest.raises(ValueError, match=message) as error:
+        mixers.register_mixer("mine")(cls)
+    assert "\n" not in str(error.value)
+    assert "mine" not in list_mixers()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (Options, {}, "^mixer 'mine' has no default for 'window': give one.$"),
+        (Options, {"window": 0}, r"'mine': its __init__ raised ValueError: a window of 0 \("),
+        (Options, {"window": 2}, r"ValueError: too many .* \(.*test_mixer_registry.py:\d+\)$"),
+        (NoSuper, {}, r"AttributeError: cannot assign module before .*_registry.py:\d+\)$"),
+        (NoInit, {}, r"must call super\(\).__init__\(dim, .* self.dim at 8, and not at None"),
+        (OtherWidth, {}, r"leave self.dim at 8, and not at 4\."),
+        (Abstract, {}, "TypeError: Can't instantiate abstract class Abstract"),
+    ],
+)
+def test_a_class_that_is_not_built_as_a_mixer_is_refused_in_one_line(
+    cls, options, message, clean_registry
+):
+    mixers.register_mixer("mine")(cls)
+    with pytest.raises(ValueError, match=message) as error:
+        create_mixer("mine", 8, TokenGrid(2, 2), 2, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mixer_knows_how_it_was_built():
+    mixer = create_mixer("convolution", 8, TokenGrid(2, 2), kernel_size=5)
+    assert mixer.built_as == MixerChoice("convolution", {"kernel_size": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+        ("\nint('x')\n", "ValueError: invalid literal"),
+        ("\nraise KeyError\n", "KeyError"),
+    ],
+)
+def test_a_plugin_that_raises_says_what_and_where(text, said, tmp_path):
+    path = tmp_path / "stops.py"
+    path.write_text(text)
+    with pytest.raises(BrokenCodeError) as error:
+        load_plugin(path)
+    assert str(error.value).startswith(f"plugin stops.py raised {said}")
+    assert str(error.value).endswith(f"({path}:2)")
+
+
+def test_an_installed_package_that_raises_is_named(tmp_path, monkeypatch):
+    (tmp_path / "their_broken_module.py").write_text("raise KeyError('theirs')\n")
+    point = EntryPoint("theirs", "their_broken_module", "mixerbench.mixers")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(mixers.registry, "entry_points", lambda group: [point])
+    with pytest.raises(BrokenCodeError, match=r"'theirs', module their_broken_module .*KeyError"):
+        list_mixers()
