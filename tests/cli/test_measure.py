@@ -38,6 +38,7 @@ from mixers import TokenMixer, register_mixer
 class Doubling(TokenMixer):
     any_grid = True
     mixes_prefix = True
+    mixes_tokens = False
     paper = "ours"
 
     def forward(self, x, grid):

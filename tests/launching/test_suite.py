@@ -414,17 +414,18 @@ from mixers import TokenMixer, register_mixer
 
 @register_mixer("breakable")
 class Breakable(TokenMixer):
-    \"\"\"Gives what is no number while there is a file of that name.\"\"\"
+    \"\"\"Gives what is no number from the sixth step on, while there is a file of that name.\"\"\"
     any_grid = True
-    mixes_prefix = False
+    mixes_prefix = mixes_tokens = False
     paper = "none"
 
     def __init__(self, dim, grid, num_heads, *, file: str = ""):
         super().__init__(dim, grid, num_heads)
-        self.file = file
+        self.file, self.passes = file, 0
 
     def forward(self, x, grid):
-        return x * float("nan") if os.path.exists(self.file) else x
+        self.passes += self.training
+        return x * float("nan") if self.passes > 5 and os.path.exists(self.file) else x
 """
 
 

@@ -137,7 +137,7 @@ from mixers import TokenMixer, register_mixer
 @register_mixer("faulty")
 class Faulty(TokenMixer):
     """A linear layer that fails in its sixth pass, in one process, as long as there is a file."""
-    any_grid, mixes_prefix, paper = True, False, "none"
+    any_grid, mixes_prefix, mixes_tokens, paper = True, False, False, "none"
     passes = 0
 
     def __init__(self, dim, grid, num_heads):

@@ -181,7 +181,7 @@ from mixers import TokenMixer, register_mixer
 class Mine(TokenMixer):
     """Each token is multiplied by a number."""
     any_grid = True
-    mixes_prefix = False
+    mixes_prefix = mixes_tokens = False
     paper = "none"
 
     def __init__(self, dim, grid, num_heads, *, factor: float = 0.5):
