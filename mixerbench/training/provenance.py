@@ -1,5 +1,6 @@
 """Where a result comes from: code, versions, machine, command."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -34,12 +35,28 @@ def command(settings: Settings) -> str:
     return shlex.join(["mixerbench", "train", *settings.overrides])
 
 
+_FOLDERS = ("mixerbench", "mixers", "leaderboard", "configs")  # of the checkout
+_CODE = [f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("py", "yaml")]
+
+
 def git_state() -> tuple[str, bool] | None:
-    """(commit, are there uncommitted changes) of mixerbench's checkout; None if installed."""
-    here = Path(mixerbench.__file__).parent
+    """(commit, is there anything beside it) of mixerbench's checkout; None if installed.
+
+    A file of code that git does not know counts: a new mixer is in no commit. Elsewhere, such as
+    in ``runs/``, it does not.
+    """
+    package = Path(mixerbench.__file__).resolve().parent
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit, bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+        # Fails where git knows nothing of the file: the package is installed, and a repository
+        # around it is somebody else's.
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        root = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if root != package.parent:  # a copy inside of another project
+            return None
+        commit = _git(package, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        unknown = _git(root, "ls-files", "--others", "--", *_CODE)  # ignored ones run as well
+        return commit, bool(changed or unknown)
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -53,6 +70,11 @@ def git_tags() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return subprocess.run(
-        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+        ["git", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=own,  # git's hooks, such as a commit's, point all of git to their repository
     ).stdout.strip()

@@ -324,24 +324,104 @@ def test_versions_of_what_matters_are_recorded() -> None:
     assert packages.splitlines() == sorted(set(packages.splitlines()), key=str.lower)
 
 
-def test_the_commit_is_recorded_with_whether_it_is_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> str:
+Git = Callable[..., str]
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Git:
+    """git with these arguments in a folder of the test's own; returns what it says."""
+
+    def run(*arguments: str, folder: Path = tmp_path) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         done = subprocess.run(
-            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+            ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
         )
         return done.stdout.strip()
 
-    package = tmp_path / "mixerbench"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr("mixerbench.__file__", str(package / "__init__.py"))
+    return run
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Let mixerbench lie in this folder; returns its package."""
+
+    def make(folder: Path) -> Path:
+        package = folder / "mixerbench"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        monkeypatch.setattr("mixerbench.__file__", str(package / "__init__.py"))
+        return package
+
+    return make
+
+
+def test_the_commit_is_recorded_with_whether_it_is_all(
+    tmp_path: Path, git: Git, install: Callable[[Path], Path]
+) -> None:
+    package = install(tmp_path)
     assert provenance.git_state() is None  # installed, not a checkout
     git("init")
+    assert provenance.git_state() is None
     git("add", ".")
     git("commit", "-m", "first")
     assert provenance.git_state() == (git("rev-parse", "HEAD"), False)
     (package / "__init__.py").write_text("x = 1")
     assert provenance.git_state() == (git("rev-parse", "HEAD"), True)
+    assert provenance.git_tags()[Tag.GIT_DIRTY] == "true"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("mixers/new.py", True),
+        ("mixerbench/models/new.py", True),
+        ("configs/recipe/new.yaml", True),
+        ("runs/digits/plugins/mine.py", False),
+        ("notes.txt", False),
+        ("mixers/__pycache__/attention.cpython-311.pyc", False),
+    ],
+)
+def test_code_that_is_in_no_commit_counts(
+    file: str, counts: bool, ignored: bool, tmp_path: Path, git: Git,
+    install: Callable[[Path], Path],
+) -> None:  # fmt: skip
+    install(tmp_path)
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("")
+    if ignored:
+        (tmp_path / ".git/info/exclude").write_text(f"/{file}\n")
+    assert provenance.git_state() == (git("rev-parse", "HEAD"), counts)
+
+
+@pytest.mark.parametrize("tracked", [False, True], ids=["in a venv", "copied into it"])
+def test_the_commit_of_a_repository_around_the_installation_is_not_ours(
+    tracked: bool, tmp_path: Path, git: Git, install: Callable[[Path], Path]
+) -> None:
+    install(tmp_path / ".venv/lib/python3.12/site-packages")
+    (tmp_path / "theirs.py").write_text("")
+    git("init")
+    git("add", *(["-f", "."] if tracked else ["theirs.py"]))
+    git("commit", "-m", "theirs")
+    assert provenance.git_state() is None
+    assert provenance.git_tags() == {}
+
+
+def test_a_repository_that_the_environment_names_is_not_ours(
+    tmp_path: Path, git: Git, install: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a hook of git, which starts a training."""
+    install(tmp_path / "ours")
+    for folder in (tmp_path / "ours", tmp_path / "theirs"):
+        folder.mkdir(exist_ok=True)
+        (folder / "file").write_text(folder.name)
+        git("init", folder=folder)
+        git("add", ".", folder=folder)
+        git("commit", "-m", "first", folder=folder)
+    ours = git("rev-parse", "HEAD", folder=tmp_path / "ours")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "theirs/.git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "theirs"))
+    assert provenance.git_state() == (ours, False)
