@@ -4,6 +4,7 @@ import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +64,10 @@ class Splits:
 
     def digest(self) -> str:
         """16 hex digits of all names and labels of both splits."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         sha = hashlib.sha256()
         for split, images in (("train", self.train), ("val", self.val)):
             for index, target in enumerate(images.targets):

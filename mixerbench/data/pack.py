@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -38,6 +38,7 @@ from PIL import Image, features
 from mixerbench.config.checks import JOURNAL_FILE, PACK_FILE
 from mixerbench.data.images import Images, Splits, UnreadableImageError, printable
 from mixerbench.data.shards import (
+    ABOUT,
     FILE,
     FORMAT,
     INDEX_SCHEMA,
@@ -46,8 +47,11 @@ from mixerbench.data.shards import (
     SHARD_SCHEMA,
     SPLITS,
     UNREADABLE,
+    description_of,
     file_sha256,
+    open_as_claimed,
     read_about,
+    understood,
 )
 from mixerbench.errors import TrainingStopped, UserError
 from mixerbench.files import write_whole
@@ -59,7 +63,6 @@ _INTERPOLATION = "bicubic"  # with Pillow's antialiasing; DeiT's evaluation resi
 
 _LOCK = ".lock"
 _INDEX = "{}.index.arrow"
-_ABOUT = b"mixerbench.pack"  # the key of a shard's metadata
 _BATCH_ROWS = 64  # of a record batch: what a reader of Arrow files finds at once
 _BATCH_BYTES = 2**24  # ... unless its images are large: what a process has in memory
 _POLL_SECONDS = 0.2
@@ -111,12 +114,7 @@ class Packing:
     @property
     def description(self) -> str | None:
         """What becomes of the pixels, for the protocol's fingerprint; None if they stay equal."""
-        if self.short_side is None:
-            return None
-        resized = f"short_side={self.short_side}"
-        if self._encodes:
-            resized += f" jpeg quality={self.quality or QUALITY} {_SUBSAMPLING}"
-        return f"{resized} {_INTERPOLATION}"
+        return description_of(self.settings(exif_orientation=False))
 
     def settings(self, exif_orientation: bool) -> dict[str, Any]:
         """All that the shards' bytes depend on, beside the images.
@@ -314,7 +312,7 @@ class _Job:
         try:
             with pa.memory_map(str(path)) as file:
                 table = pa.ipc.open_file(file).read_all()
-                metadata = (table.schema.metadata or {}).get(_ABOUT)
+                metadata = (table.schema.metadata or {}).get(ABOUT)
                 return bool(metadata == self.metadata(shard) and len(table) == shard.images)
         except (OSError, pa.ArrowInvalid):
             return False
@@ -444,7 +442,7 @@ def _write_shard(job: _Job, shard: _Shard, tick: Callable[[int], None]) -> dict[
     Args:
         tick: called for each image, with how many are done.
     """
-    schema = SHARD_SCHEMA.with_metadata({_ABOUT: job.metadata(shard)})
+    schema = SHARD_SCHEMA.with_metadata({ABOUT: job.metadata(shard)})
     with _whole(job.out / shard.file) as sink, pa.ipc.new_file(sink, schema) as writer:
         rows: list[tuple[Any, ...]] = []
         for index in range(shard.first, shard.first + shard.images):
@@ -638,6 +636,8 @@ def _explained(job: _Job) -> Iterator[None]:
 
 # --- verifying ------------------------------------------------------------------------------
 
+_CHECKED = ("name", "crc32", "image")
+
 
 def verify(
     out: Path, jobs: int, progress: Progress = lambda done, total: None
@@ -648,9 +648,45 @@ def verify(
         progress: of bytes.
 
     Raises:
-        ValueError: it is no finished one.
+        ValueError: it is no finished one, or ``pack.json`` and the files tell different stories.
     """
-    splits = read_about(out)["splits"].values()
+    about = read_about(out)
+    with understood(out):
+        found = _verify_files(out, about["splits"].values(), jobs, progress)
+        if not found[1]:  # each is as pack.json says: is pack.json as they say?
+            open_as_claimed(out, about, exif_orientation=False)
+            for split in about["splits"].values():
+                _verify_index(out, split)
+    return found
+
+
+def _verify_index(out: Path, split: Mapping[str, Any]) -> None:
+    """Hold the index against the shards' own rows, and these against their images."""
+    parts = [_index_part(out / shard["file"], k) for k, shard in enumerate(split["shards"])]
+    table = pa.Table.from_batches(parts)
+    with pa.memory_map(str(out / split["index"]["file"])) as file:
+        if not pa.ipc.open_file(file).read_all().equals(table):
+            raise ValueError(
+                f"{out / split['index']['file']} does not list what the shards hold: pack the "
+                "images again, into another folder."
+            )
+    for shard in split["shards"]:
+        with pa.memory_map(str(out / shard["file"])) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                for name, crc, image in zip(*(batch[c] for c in _CHECKED), strict=True):
+                    if zlib.crc32(image.as_buffer()) != crc.as_py():
+                        raise ValueError(
+                            f"{out / shard['file']}: the checksum of "
+                            f"{printable(os.fsdecode(name.as_py()))} is not that of its bytes: "
+                            "pack the images again, into another folder."
+                        )
+
+
+def _verify_files(
+    out: Path, splits: Iterable[Mapping[str, Any]], jobs: int, progress: Progress
+) -> tuple[int, list[str]]:
     files = [file for split in splits for file in (split["index"], *split["shards"])]
     total, done, damaged = sum(file["bytes"] for file in files), 0, {}
     with ThreadPoolExecutor(jobs) as pool:  # hashing needs no interpreter

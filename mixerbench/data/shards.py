@@ -12,14 +12,16 @@ import json
 import os
 import zlib
 from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from mixerbench.config.checks import JOURNAL_FILE, PACK_FILE
-from mixerbench.config.schema import Data
+from mixerbench.config.schema import Data, flatten
 from mixerbench.data.images import (
     Splits,
     UnreadableImageError,
@@ -53,6 +55,9 @@ INDEX_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
     ]
 )
+
+ABOUT: Final = b"mixerbench.pack"
+"""The key of a shard's metadata: what was packed, how, and which part of it the shard holds."""
 
 _OPEN_SHARDS = 128  # of one split in one process; a process may often open 1,024 files in all
 
@@ -103,6 +108,32 @@ class PackedImages:
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index].as_py())
+
+    def fault(self, part: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+        """What of the index cannot be true of the shards that ``pack.json`` lists, or None."""
+        counts = np.array([shard["images"] for shard in part["shards"]], np.int64)
+        if not len(self.targets) == part["images"] == counts.sum():
+            return f"its index lists {len(self.targets)} images, pack.json {part['images']}"
+        if not np.array_equal(self._shard, np.repeat(np.arange(len(counts)), counts)):
+            return "its index lists images in other shards than pack.json"
+        sizes = np.repeat([shard["bytes"] for shard in part["shards"]], counts)
+        if (np.minimum(self._offset, self._length) < 0).any() or (
+            self._offset + self._length > sizes
+        ).any():
+            return "its index lists images beyond the end of their shard"
+        is_train = self._folder.name == "train"
+        made = {"files": (), "jpeg": (JPEG,), "raw": (RAW,)}[
+            settings["format"] if is_train else "files"
+        ]
+        others = set(self._kinds.unique().to_pylist()).difference(made, (FILE, UNREADABLE))
+        if others:
+            return f"it holds images of the kind {min(others)!r}"
+        short_side = settings["short_side"] if is_train else None
+        sides = np.minimum(self._height, self._width)
+        large = np.flatnonzero(sides > short_side) if short_side is not None else ()
+        if any(self._kinds[int(place)].as_py() != FILE for place in large):
+            return f"it holds images that are larger than short_side={short_side}"
+        return None
 
     def read(self, index: int) -> Stored:
         """The image as it is stored.
@@ -171,20 +202,119 @@ def open_packed(root: Path, data: Data) -> Splits:
             ``data.exif_orientation`` says.
     """
     about = read_about(root)
-    turned = about["settings"]["exif_orientation"]
-    if turned is not None and turned != data.exif_orientation:
+    with understood(root):
+        turned = about["settings"]["exif_orientation"]
+        if turned is not None and turned != data.exif_orientation:
+            raise ValueError(
+                f"{root} was packed with data.exif_orientation={str(turned).lower()} and the "
+                f"settings say {str(data.exif_orientation).lower()}: pack it again with theirs."
+            )
+        damaged = _damaged(root, about)
+        if damaged is not None:
+            raise ValueError(
+                f"{root / damaged} is missing or damaged: 'mixerbench pack --verify out={root}' "
+                "finds all such files; removed, they are written again by the command that packed "
+                "them."
+            )
+        return open_as_claimed(root, about, data.exif_orientation)
+
+
+def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool) -> Splits:
+    """Open it if what ``pack.json`` says is what the shards say of themselves.
+
+    Not of its contents, which are in no fingerprint, but of all that is: what was done to which
+    images, under which names and labels. Each shard carries it since it was written.
+
+    Raises:
+        ValueError: what they disagree in.
+    """
+    settings = about["settings"]
+    train, val = (PackedImages(root, split, dict(about), exif_orientation) for split in SPLITS)
+    splits = Splits(train, val, description_of(settings))
+    fault = _disagreement(root, about, splits)
+    if fault is not None:
         raise ValueError(
-            f"{root} was packed with data.exif_orientation={str(turned).lower()} and the settings "
-            f"say {str(data.exif_orientation).lower()}: pack it again with theirs."
+            f"{root}: {fault}. {PACK_FILE} or a file beside it was changed or exchanged: pack the "
+            "images again, into another folder."
         )
-    damaged = _damaged(root, about)
-    if damaged is not None:
+    return splits
+
+
+def description_of(settings: Mapping[str, Any]) -> str | None:
+    """What packing did to the training images' pixels; None if they stay equal."""
+    if settings["short_side"] is None:
+        return None
+    resized = f"short_side={settings['short_side']}"
+    if settings["quality"] is not None:
+        resized += f" jpeg quality={settings['quality']} {settings['subsampling']}"
+    return f"{resized} {settings['interpolation']}"
+
+
+def _disagreement(root: Path, about: Mapping[str, Any], splits: Splits) -> str | None:
+    description = description_of(about["settings"])
+    if about["description"] != description:
+        return f"{PACK_FILE} describes {about['description']}, and its settings {description}"
+    for split in SPLITS:
+        part, first = about["splits"][split], 0
+        for shard in part["shards"]:
+            claimed = {key: about[key] for key in ("format", "settings", "source")}
+            claimed |= {"split": split, "first": first, "images": shard["images"]}
+            found = list(_own_words(root / shard["file"]))
+            if claimed not in found:
+                differing = _first_difference(found[0], claimed) if found else "no such words"
+                return f"{shard['file']} was written with {differing}"
+            first += shard["images"]
+        images: Any = getattr(splits, split)
+        fault = images.fault(part, about["settings"])
+        if fault is not None:
+            return f"{split}: {fault}"
+        # A class is the first folder of its images' names, and all of them have images.
+        targets, places = np.unique(np.asarray(images.targets), return_index=True)
+        classes = [images.name(int(place)).partition("/")[0] for place in places]
+        if targets.tolist() != list(range(len(classes))) or classes != about["classes"]:
+            return f"{split}: the classes of its images are not those in {PACK_FILE}"
+    if splits.digest() != about["source"]:
+        return "the indices list other names or labels than were packed"
+    return None
+
+
+def _own_words(shard: Path) -> Iterator[dict[str, Any]]:
+    """What a shard says of itself, at its end and at its beginning: a flipped bit spoils one."""
+    with pa.memory_map(str(shard)) as file:
+        for read in (lambda: pa.ipc.open_file(file), lambda: _as_stream(file)):
+            try:
+                yield json.loads(read().schema.metadata[ABOUT])
+            except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+                continue
+
+
+def _as_stream(file: Any) -> Any:
+    file.seek(8)  # an Arrow file is a stream between a magic number and a footer
+    return pa.ipc.open_stream(file)
+
+
+def _first_difference(found: Mapping[str, Any], claimed: Mapping[str, Any]) -> str:
+    ours, theirs = (dict(flatten(one)) for one in (found, claimed))
+    key = min(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    name = key.removeprefix("settings.")
+    return f"{name}={ours.get(key)}, and {PACK_FILE} says {name}={theirs.get(key)}"
+
+
+@contextmanager
+def understood(root: Path) -> Iterator[None]:
+    """What somebody's ``pack.json`` may lack ends in one line.
+
+    Raises:
+        ValueError: instead of whatever reading it raised.
+    """
+    try:
+        yield
+    except (pa.ArrowException, LookupError, TypeError, AttributeError, json.JSONDecodeError) as e:
         raise ValueError(
-            f"{root / damaged} is missing or damaged: 'mixerbench pack --verify out={root}' finds "
-            "all such files; removed, they are written again by the command that packed them."
-        )
-    train, val = (PackedImages(root, split, about, data.exif_orientation) for split in SPLITS)
-    return Splits(train, val, about["description"])
+            f"{root / PACK_FILE} or a file beside it is not as it was written "
+            f"({type(e).__name__}: {printable(str(e))}): pack the images again, into another "
+            "folder."
+        ) from None
 
 
 def read_about(root: Path) -> dict[str, Any]:

@@ -28,7 +28,15 @@ from mixerbench.config.schema import Data
 from mixerbench.data import pack as packing_module
 from mixerbench.data.images import Images, Splits, UnreadableImageError, open_images
 from mixerbench.data.pack import Packing, pack, verify
-from mixerbench.data.shards import FILE, JPEG, RAW, PackedImages, open_packed, read_about
+from mixerbench.data.shards import (
+    FILE,
+    JPEG,
+    RAW,
+    PackedImages,
+    file_sha256,
+    open_packed,
+    read_about,
+)
 from mixerbench.errors import TrainingStopped, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -448,6 +456,106 @@ def test_pixels_that_were_turned_otherwise_are_refused(kind, packed, settings_of
 def test_what_is_not_packed_is_refused(tmp_path, settings_of, refusal):
     assert not is_packed(tmp_path)
     assert "pack.json" in refusal(lambda: open_packed(tmp_path, settings_of()))
+
+
+def edit(out: Path, change: Callable[[dict], object]) -> None:
+    about = json.loads((out / "pack.json").read_text())
+    change(about)
+    (out / "pack.json").write_text(json.dumps(about))
+
+
+EDITS: dict[str, tuple[str, Callable[[dict], object], str]] = {
+    "described as nothing": (
+        "jpeg", lambda about: about.update(description=None), "pack.json describes None"
+    ),
+    "described as the original files": (
+        "raw",
+        lambda about: (
+            about.update(description=None),
+            about["settings"].update(
+                short_side=None, format="files", quality=None, interpolation=None,
+                subsampling=None, exif_orientation=None,
+            ),
+        ),
+        "train-00000.arrow was written with",
+    ),
+    "described as larger": (
+        "raw",
+        lambda about: (
+            about.update(description="short_side=640 bicubic"),
+            about["settings"].update(short_side=640),
+        ),
+        "short_side=64, and pack.json says short_side=640",
+    ),
+    "turned": (
+        "raw", lambda about: about["settings"].update(exif_orientation=False),
+        "exif_orientation=True, and pack.json says exif_orientation=False",
+    ),
+    "of another source": (
+        "files", lambda about: about.update(source="0" * 16), "and pack.json says source=0000"
+    ),
+    "classes exchanged": ("files", lambda about: about["classes"].reverse(), "the classes of"),
+    "a class more": ("files", lambda about: about["classes"].append("z"), "the classes of"),
+    "an image less": (
+        "files", lambda about: about["splits"]["val"].update(images=3), "its index lists"
+    ),
+    "a shard less": (
+        "files", lambda about: about["splits"]["train"]["shards"].pop(), "its index lists"
+    ),
+    "shards exchanged": (
+        "files", lambda about: about["splits"]["train"]["shards"].reverse(), "was written with"
+    ),
+    "splits exchanged": (
+        "files",
+        lambda about: about.update(
+            splits={"train": about["splits"]["val"], "val": about["splits"]["train"]}
+        ),
+        "was written with split=val, and pack.json says split=train",
+    ),
+    "lacking settings": ("files", lambda about: about.pop("settings"), "KeyError: 'settings'"),
+    "of no shape": ("files", lambda about: about.update(splits=[]), "is not as it was written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_pack_json_that_says_other_than_the_shards_is_refused(kind, copy, settings_of, refusal):
+    packing, change, words = EDITS[kind]
+    out = copy(packing)
+    edit(out, change)
+    turn = json.loads((out / "pack.json").read_text()).get("settings", {}).get("exif_orientation")
+    message = refusal(lambda: open_packed(out, settings_of(turn is not False)))
+    assert words in message
+    assert "pack the images again" in message
+    assert words in refusal(lambda: verify(out, 1))
+
+
+def test_an_index_of_other_labels_is_refused(copy, settings_of, refusal):
+    """Its checksum in pack.json is right: only the shards know better."""
+    out = copy("files")
+    path = out / "train.index.arrow"
+    with pa.ipc.open_file(path) as reader:
+        batch = reader.get_batch(0)
+    targets = batch["target"].to_pylist()
+    columns = {name: batch[name] for name in batch.schema.names}
+    columns["target"] = pa.array([targets[0], *targets[:-1]], pa.int32())
+    with pa.ipc.new_file(path, batch.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=batch.schema))
+    index = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    edit(out, lambda about: about["splits"]["train"].update(index=index))
+    message = refusal(lambda: open_packed(out, settings_of()))
+    assert "other names or labels than were packed" in message
+
+
+def test_verifying_reads_the_images_and_not_only_what_pack_json_says_of_them(copy, refusal):
+    """Bytes of an image, its shard's checksum and the index's, all changed: not the row's."""
+    out = copy("files")
+    path = out / "train-00000.arrow"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xff\xd8\xff") + 200
+    content[place] ^= 1
+    path.write_bytes(content)
+    edit(out, lambda about: about["splits"]["train"]["shards"][0].update(sha256=file_sha256(path)))
+    assert "is not that of its bytes" in refusal(lambda: verify(out, 1))
 
 
 def test_another_format_is_refused(copy, settings_of, refusal):
