@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from mixerbench.errors import UserError, as_user_errors, exit_code
+from mixerbench.stopping import Stop
 
 if TYPE_CHECKING:
     from mixerbench.config.schema import Settings
@@ -51,7 +52,9 @@ def main() -> None:
     # PyTorch's import makes a million objects, which Python by default searches for cycles again
     # and again: a tenth of the time to the first step.
     gc.set_threshold(100_000, 50, 1000)
-    sys.exit(exit_code(lambda: _dispatch(sys.argv[1:])))
+    with Stop(at_once=True):
+        code = exit_code(lambda: _dispatch(sys.argv[1:]))
+    sys.exit(code)
 
 
 def _dispatch(arguments: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Exceptions whose message is all that a user needs to see, and the exit codes they give."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,34 @@ class Preempted(TrainingStopped):
     """A run was told to stop and has saved its state: exit code 75, "try again later"."""
 
 
+class Interrupted(Preempted):
+    """It was told so by Ctrl-C: exit code 130, as shells have it."""
+
+
+class StopRequested(KeyboardInterrupt):
+    """A signal has told this process to stop; what catches errors does not catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 PREEMPTED = os.EX_TEMPFAIL  # 75, which a scheduler may be told to requeue on
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def how_told(stop: KeyboardInterrupt) -> str:
+    """``told to stop (SIGTERM)``, or ``interrupted`` where no more is known."""
+    return f"told to stop ({stop})" if isinstance(stop, StopRequested) else "interrupted"
+
+
+def told_to_stop(stop: KeyboardInterrupt, message: str) -> Preempted:
+    """The end of a run that ``stop`` has told to stop."""
+    return (Interrupted if _by_hand(stop) else Preempted)(message)
+
+
+def _by_hand(stop: KeyboardInterrupt) -> bool:
+    return not isinstance(stop, StopRequested) or stop.number == signal.SIGINT
 
 
 def first_line(error: BaseException) -> str:
@@ -41,7 +69,7 @@ def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterat
 def exit_code(work: Callable[[], None]) -> int:
     """Run ``work``; say in one or two lines what went wrong.
 
-    0 done, 1 stopped, 2 bad input, 75 told to stop by a scheduler, 130 by Ctrl-C.
+    0 done, 1 stopped, 2 bad input, 130 told to stop by Ctrl-C, 75 by any other signal.
     """
     try:
         work()
@@ -50,11 +78,11 @@ def exit_code(work: Callable[[], None]) -> int:
             raise
         print(f"mixerbench: {error}", file=sys.stderr)
         if isinstance(error, Preempted):
-            return PREEMPTED
+            return INTERRUPTED if isinstance(error, Interrupted) else PREEMPTED
         return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("mixerbench: interrupted.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"mixerbench: {how_told(stop)}.", file=sys.stderr)
+        return INTERRUPTED if _by_hand(stop) else PREEMPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -71,6 +71,10 @@ _SECONDS = 24 * 60 * 60
 _PROCESSES = 1024  # or threads
 
 _BOUNDS: Mapping[str, tuple[str, _Test]] = {
+    "protocol.name": (
+        "give letters, digits, '.', '_' and '-', as it names a folder, and no '.' first",
+        lambda value: re.fullmatch(r"[\w-][\w.-]*", value) is not None,
+    ),
     "protocol.image_size": _PIXELS,
     "protocol.patch_size": _PIXELS,
     "protocol.data.num_classes": _from(1, 1_000_000),

@@ -53,8 +53,9 @@ from mixerbench.data.shards import (
     read_about,
     understood,
 )
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import TrainingStopped, UserError, how_told, told_to_stop
 from mixerbench.files import write_whole
+from mixerbench.stopping import SIGNALS
 
 FORMATS = ("jpeg", "raw")
 QUALITY = 90  # of JPEGs, when none is given
@@ -589,7 +590,9 @@ def _write_all(job: _Job, missing: Sequence[_Shard], jobs: int, progress: Progre
 
 def _enter(parent: int) -> None:
     """Of a new process: Ctrl-C is for the parent, and nothing is written without it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        ignored = number == signal.SIGINT  # as it comes from a terminal to all at once
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     warnings.simplefilter("ignore")  # Pillow's, of odd files: they would break the progress bar
 
     def watch() -> None:
@@ -615,11 +618,18 @@ def _write_numbered(number: int) -> dict[str, Any]:
 @contextmanager
 def _explained(job: _Job) -> Iterator[None]:
     """Whatever ends a packing early becomes one line that says how to go on."""
+
+    def line(what: str) -> str:
+        return (
+            f"{what} {len(job.written)} of {len(job.shards)} shards are whole in {job.out}, and "
+            "the same command goes on with the others."
+        )
+
     try:
         yield
         return
-    except KeyboardInterrupt:
-        what = "interrupted."
+    except KeyboardInterrupt as stop:
+        raise told_to_stop(stop, line(f"{how_told(stop)}.")) from None
     except BrokenProcessPool:
         what = "a process was killed, maybe for want of memory: set jobs lower."
     except MemoryError:
@@ -628,10 +638,7 @@ def _explained(job: _Job) -> Iterator[None]:
         place = f" ({error.filename})" if error.filename else ""
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         what = printable(f"{error.strerror or error}{place}: {advice}.")
-    raise TrainingStopped(
-        f"{what} {len(job.written)} of {len(job.shards)} shards are whole in {job.out}, and the "
-        "same command goes on with the others."
-    ) from None
+    raise TrainingStopped(line(what)) from None
 
 
 # --- verifying ------------------------------------------------------------------------------

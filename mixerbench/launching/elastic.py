@@ -11,13 +11,13 @@ from types import FrameType
 from typing import Any
 
 import psutil
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mixerbench.errors import Preempted, TrainingStopped
+from mixerbench.errors import StopRequested, TrainingStopped, told_to_stop
 from mixerbench.launching.job import Job, child_environment
-from mixerbench.training.preemption import signals_to
+from mixerbench.stopping import signals_to
 
 _AGAIN_SECONDS = 5.0
 
@@ -58,7 +58,7 @@ def run_processes(
         rdzv_configs={"is_host": is_host},
         local_addr="localhost" if nodes == 1 else None,
         max_restarts=run.max_restarts,
-        signals_to_handle="SIGINT",  # the others: see _Forwarding
+        signals_to_handle="",  # see _Forwarding
         logs_specs=DefaultLogsSpecs(
             log_dir=str(job.place / "logs"),
             redirects=dict.fromkeys(range(1, run.devices), Std.ERR),
@@ -73,8 +73,6 @@ def run_processes(
     with _Forwarding() as forwarding:
         try:
             start("-m", "mixerbench.launching.rank", str(job.place))
-        except SignalException:
-            raise KeyboardInterrupt from None
         except ChildFailedError as error:
             rank, reason = root_cause(error)
             failure = (
@@ -88,8 +86,10 @@ def run_processes(
     folder = job.folder()
     where = f" Continue with run.resume={folder}" if folder else ""
     if forwarding.told:
-        name = signal.Signals(forwarding.told).name
-        raise Preempted(f"told to stop ({name}) before there was anything new to save.{where}")
+        stop = StopRequested(forwarding.told)
+        raise told_to_stop(
+            stop, f"told to stop ({stop}) before there was anything new to save.{where}"
+        )
     raise TrainingStopped(f"{failure}.{where}")
 
 
@@ -108,17 +108,18 @@ def root_cause(error: ChildFailedError) -> tuple[int, str]:
 
 
 class _Forwarding:
-    """A context that passes SIGTERM and SIGUSR1 on to the workers, who save their state and end.
+    """A context that passes signals on to the workers, who save their state and end.
 
     The agent itself would stop to watch at the first signal, and give up what it is doing at
-    the second, which SLURM does send. They are told again every few seconds: a worker that
-    was still starting died of the signal, and the agent has started it again.
+    the second, which SLURM does send. They are told again every few seconds, by SIGTERM: a worker
+    that was still starting died of the signal, and the agent has started it again. A second
+    Ctrl-C ends agent and workers at once.
     """
 
     def __init__(self) -> None:
         self.told = 0
         self._over = threading.Event()
-        self._taken = signals_to(self._forward, signal.SIGINT)  # which the agent takes
+        self._taken = signals_to(self._forward)
 
     def __enter__(self) -> "_Forwarding":
         self._taken.__enter__()
@@ -131,12 +132,18 @@ class _Forwarding:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         if not self.told:
             self.told = number
-            threading.Thread(target=self._tell_workers, daemon=True).start()
+            threading.Thread(target=self._tell_again, daemon=True).start()
+        elif number == signal.SIGINT:
+            _tell_workers(number)
+            raise KeyboardInterrupt
 
-    def _tell_workers(self) -> None:
-        while True:
-            for worker in psutil.Process().children():
-                with suppress(psutil.NoSuchProcess):
-                    worker.send_signal(self.told)
-            if self._over.wait(_AGAIN_SECONDS):
-                return
+    def _tell_again(self) -> None:
+        _tell_workers(self.told)
+        while not self._over.wait(_AGAIN_SECONDS):
+            _tell_workers(signal.SIGTERM)
+
+
+def _tell_workers(number: int) -> None:
+    for worker in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)

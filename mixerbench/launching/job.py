@@ -16,10 +16,10 @@ from pathlib import Path
 import yaml
 
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import Preempted, TrainingStopped, UserError
+from mixerbench.errors import Interrupted, Preempted, TrainingStopped, UserError
 from mixerbench.files import write_whole
 
-_KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted)}
+_KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted, Interrupted)}
 _FINISHED = "finished"
 _PARENT = "MIXERBENCH_PARENT"
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mixerbench.config.schema import Settings
-from mixerbench.errors import Preempted, TrainingStopped, exit_code
+from mixerbench.errors import StopRequested, TrainingStopped, exit_code, told_to_stop
 from mixerbench.launching.job import Job, child_environment, end_with_parent
+from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import FILE_NAME, Record, read
-from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.progress import ProgressView
 
 _POLL_SECONDS = 0.5
@@ -60,7 +60,7 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
         Preempted: a scheduler said so; the running ones have saved their state.
     """
     failures: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
+    with tempfile.TemporaryDirectory() as scratch, Stop() as stop:
         waiting: list[Child] = []
         for number, (name, settings) in enumerate(runs.items()):
             view.expect(name)
@@ -74,7 +74,7 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
         running: list[Child] = []
         try:
             while waiting or running:
-                preemption.check()
+                stop.check()
                 while waiting and free:
                     running.append(waiting.pop(0).start(free.pop(0)))
                 time.sleep(_POLL_SECONDS)
@@ -88,9 +88,10 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
                         if message:
                             failures[child.name] = message
         except StopRequested as signal:
-            raise Preempted(
+            raise told_to_stop(
+                signal,
                 f"told to stop ({signal}): the running ones of {len(runs)} runs have saved their "
-                "state. Continue each with run.resume=auto."
+                "state. Continue each with run.resume=auto.",
             ) from None
         finally:
             for child in running:  # all of them save their state at the same time
@@ -238,4 +239,6 @@ def _work(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: _work(Path(sys.argv[1]))))
+    with Stop(at_once=True):
+        code = exit_code(lambda: _work(Path(sys.argv[1])))
+    sys.exit(code)

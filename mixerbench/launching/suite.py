@@ -239,7 +239,7 @@ def run_suite(suite: Suite, fingerprint: str, table: SuiteTable) -> dict[str, st
     try:
         failures = run_jobs(jobs, table)
     except Preempted as stop:
-        raise Preempted(
+        raise type(stop)(
             f"{str(stop).partition(':')[0]}: the running ones of {len(jobs)} runs have saved their "
             "state. The same command goes on with them."
         ) from None

@@ -26,8 +26,8 @@ from mixerbench.errors import UserError
 from mixerbench.files import write_whole
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
-from mixerbench.tracking.upload import RUN_FILE
-from mixerbench.training.place import launch_id
+from mixerbench.tracking.upload import RUN_FILE, Upload
+from mixerbench.training.place import launch_id, may_be_a_restart
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,8 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
     """The folder to train in, and its lock against a second process: a context to leave.
 
     ``run.resume`` decides: a new folder, the newest unfinished one of these settings, or
-    the one that it names. A launch that has been restarted goes on with its own.
+    the one that it names. A launch that has been restarted goes on with its own. A finished one
+    is opened only if MLflow has not got everything of it.
 
     Raises:
         UserError: the named folder holds another run, a finished one, or is in use.
@@ -95,6 +96,8 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
         lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is being trained by another process: wait for it.") from None
+    if is_finished(folder):  # only its upload is left
+        return folder, lock
     for part in folder.rglob("*.part"):  # of a process that was killed
         part.unlink()
     if not (folder / RUN_FILE).exists():
@@ -169,15 +172,15 @@ def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> Non
 
 
 def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
-    resume, launch = settings.run.resume, launch_id()
-    if launch is not None:
-        own = _newest_unfinished(settings.run.root, {**identity, "launch": launch})
+    resume = settings.run.resume
+    if may_be_a_restart():
+        own = _newest_unfinished(settings, {**identity, "launch": launch_id()})
         if own is not None:
             return own
     if resume == "never":
         return None
     if resume == "auto":
-        found = _newest_unfinished(settings.run.root, identity)
+        found = _newest_unfinished(settings, identity)
         if found is None:
             _say_if_plugins_changed(settings, identity)
         return found
@@ -186,9 +189,20 @@ def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
     return folder
 
 
-def _newest_unfinished(root: str, identity: dict[str, Any]) -> Path | None:
-    (folders,) = find_folders(root, [identity])
-    return next((folder for folder in folders if not is_finished(folder)), None)
+def _newest_unfinished(settings: Settings, identity: dict[str, Any]) -> Path | None:
+    """The newest run that is not trained to its end; without one, if its upload is not, the newest.
+
+    A process that was killed between the two has nothing left to train.
+    """
+    (folders,) = find_folders(settings.run.root, [identity])
+    for folder in folders:
+        if not is_finished(folder):
+            return folder
+    return next((folder for folder in folders[:1] if not _is_uploaded(folder, settings)), None)
+
+
+def _is_uploaded(folder: Path, settings: Settings) -> bool:
+    return settings.tracking.offline or Upload(folder, settings.tracking).is_complete()
 
 
 def _say_if_plugins_changed(settings: Settings, identity: dict[str, Any]) -> None:
@@ -233,5 +247,5 @@ def _check_resumable(folder: Path, settings: Settings, identity: dict[str, Any])
                 f"{folder} holds another run: its {key.replace('_', ' ')} is {content.get(key)}, "
                 f"these settings give {value}. Use the settings it was started with."
             )
-    if is_finished(folder):
+    if is_finished(folder) and _is_uploaded(folder, settings):
         raise UserError(f"{folder} is finished: nothing is left to resume.")

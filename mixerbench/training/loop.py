@@ -18,7 +18,7 @@ from mixerbench.data.images import Images, Splits, UnreadableImageError, printab
 from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype
-from mixerbench.errors import Preempted, TrainingStopped, UserError
+from mixerbench.errors import StopRequested, TrainingStopped, UserError, told_to_stop
 from mixerbench.measure.peak import peak_flops, training_flops
 from mixerbench.models import create_model
 from mixerbench.models.backbone import without_statistics
@@ -30,13 +30,13 @@ from mixerbench.recipe.optimization import (
     create_optimizer,
     set_batch_norm_momentum,
 )
+from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import Journal
 from mixerbench.tracking.keys import Artifact, Metric
 from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.evaluation import Evaluation, EvaluationError, evaluate
 from mixerbench.training.group import Group
 from mixerbench.training.parallel import distribute, own_part
-from mixerbench.training.preemption import Preemption, StopRequested
 from mixerbench.training.state import Progress, TrainingState
 
 
@@ -87,7 +87,7 @@ def train(
     folder: Path,
     about: dict[str, Any],
     journal: Journal,
-    preemption: Preemption,
+    stop: Stop,
     group: Group,
     macs: int | None = None,
 ) -> Result:
@@ -97,7 +97,7 @@ def train(
         model: freshly initialised, on any device, the same in all processes.
         teacher: what the recipe distils from, or None.
         about: ``identity`` and ``settings`` of the run, for the headers of checkpoints.
-        preemption: asked after each step and each batch of an evaluation.
+        stop: asked after each step and each batch of an evaluation.
         group: the processes of the run; the first one writes to ``folder`` and ``journal``.
         macs: of one image's forward pass, for the MFU in the log; None logs none.
 
@@ -153,9 +153,7 @@ def train(
         group.share_buffers(model, ema.module)
         try:
             plain, average = (
-                evaluate(
-                    module, validation, device, run.precision, group, preemption.check, corrupt_val
-                )
+                evaluate(module, validation, device, run.precision, group, stop.check, corrupt_val)
                 for module in (model, ema.module)
             )
         except TooManyCorruptError as error:
@@ -221,7 +219,7 @@ def train(
                 now = time.perf_counter()
                 progress.training_seconds += now - started
                 started = now
-                preemption.check()
+                stop.check()
                 if run.checkpoint_every_steps and progress.step % run.checkpoint_every_steps == 0:
                     saved = save()
 
@@ -234,9 +232,10 @@ def train(
         final, final_ema = validate()
     except StopRequested as signal:
         saved = save()
-        raise Preempted(
+        raise told_to_stop(
+            signal,
             f"told to stop ({signal}): the state of step {progress.step} is saved. "
-            f"Continue with run.resume={folder}"
+            f"Continue with run.resume={folder}",
         ) from None
     except UnreadableImageError as error:  # and no other image instead of it
         *_, line = str(error).splitlines()  # behind the traceback of a loader's process

@@ -67,7 +67,23 @@ def _refusal(environment: Mapping[str, str], names: tuple[str, ...], reason: str
 
 def launch_id(environment: Mapping[str, str] = os.environ) -> str | None:
     """What whoever started this process calls the launch, the same after a restart or requeue."""
-    name = environment.get("TORCHELASTIC_RUN_ID", "none")
-    if name != "none":  # torchrun's default, which is nobody's own
+    if (name := _elastic_launch(environment)) is not None:
         return name
-    return f"slurm-{environment['SLURM_JOB_ID']}" if "SLURM_STEP_ID" in environment else None
+    job = environment.get("SLURM_JOB_ID")
+    return f"slurm-{job}" if job is not None and "SLURM_STEP_ID" in environment else None
+
+
+def may_be_a_restart(environment: Mapping[str, str] = os.environ) -> bool:
+    """Can an earlier start of this launch have begun a run that is meant to go on?
+
+    An elastic agent starts processes anew by itself, SLURM only a job that was requeued. In a job
+    that was not, such as an interactive one, every start is somebody's own.
+    """
+    if _elastic_launch(environment) is not None:
+        return True
+    return environment.get("SLURM_RESTART_COUNT", "0") != "0" and launch_id(environment) is not None
+
+
+def _elastic_launch(environment: Mapping[str, str]) -> str | None:
+    name = environment.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name  # torchrun's default, which is nobody's own

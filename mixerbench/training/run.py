@@ -17,13 +17,22 @@ from mixerbench.config.checks import check_processes
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
-from mixerbench.errors import Preempted, TrainingStopped, UserError, as_user_errors, first_line
+from mixerbench.errors import (
+    Preempted,
+    TrainingStopped,
+    UserError,
+    as_user_errors,
+    first_line,
+    how_told,
+    told_to_stop,
+)
 from mixerbench.measure.flops import CountingError, MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
+from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import FILE_NAME, Journal, Silence, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.measurements import measured
@@ -31,11 +40,10 @@ from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import BackgroundUpload
 from mixerbench.tracking.views import NOTE
 from mixerbench.training import checkpoint, provenance
-from mixerbench.training.folder import complete, identity_of, open_folder
+from mixerbench.training.folder import complete, identity_of, is_finished, open_folder
 from mixerbench.training.group import ALONE, Group
 from mixerbench.training.loop import Result, build_model, train
 from mixerbench.training.parallel import whole
-from mixerbench.training.preemption import Preemption
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
@@ -50,10 +58,15 @@ class Finished:
     """A run that came to its end."""
 
     folder: Path
-    result: Result
+    result: Result | None  # None: it came there before, and only its upload was left
 
     def summary(self, settings: Settings) -> str:
         """What a person wants to know of it, in three lines."""
+        if self.result is None:
+            return (
+                f"{settings.label}, seed {settings.run.seed}: was finished before, and nothing is "
+                f"trained; run.resume=never trains it again\n{self.folder}"
+            )
         final, ema = self.result.final, self.result.final_ema
         return (
             f"{settings.label}, seed {settings.run.seed}: top-1 {final.top1:.2f} % (EMA "
@@ -102,12 +115,16 @@ def run_training(
             return folder
 
         folder = group.first(claim)
+        if group.first(lambda: is_finished(folder)):
+            if group.is_first:
+                _upload_rest(settings, folder)
+            return Finished(folder, None)
         about = {"identity": identity_of(settings), "settings": dataclasses.asdict(settings)}
         device = group.device(settings.run.device)
         with _recording(settings, folder) if group.is_first else nullcontext(Silence()) as journal:
             if group.is_first:
                 _describe(settings, folder, device, group, journal)
-            with Preemption(group.largest) as preemption, _out_of_memory(settings, device):
+            with Stop(group.largest) as stop, _out_of_memory(settings, device):
                 result = train(
                     settings,
                     splits,
@@ -116,18 +133,20 @@ def run_training(
                     folder,
                     about,
                     journal,
-                    preemption,
+                    stop,
                     group,
                     None if macs is None else macs.total,
                 )
-            weights = {
-                name: {key: whole(tensor) for key, tensor in module.state_dict().items()}
-                for name, module in ((Artifact.MODEL, result.model), (Artifact.EMA, result.ema))
-            }
+                weights = {
+                    name: {key: whole(tensor) for key, tensor in module.state_dict().items()}
+                    for name, module in ((Artifact.MODEL, result.model), (Artifact.EMA, result.ema))
+                }
+                stop.check()
             if group.is_first:
-                _keep(settings, splits, folder, result, weights, about, journal)
-                if settings.run.measure:
-                    _measure(settings, splits, weights[Artifact.MODEL], macs, device, journal)
+                with Stop(at_once=True):
+                    _keep(settings, splits, folder, result, weights, about, journal)
+                    if settings.run.measure:
+                        _measure(settings, splits, weights[Artifact.MODEL], macs, device, journal)
     return Finished(folder, result)
 
 
@@ -183,17 +202,34 @@ def _recording(settings: Settings, folder: Path) -> Iterator[Journal]:
         except Preempted:
             status = "KILLED"
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             status = "KILLED"
-            raise TrainingStopped(f"interrupted. Continue with run.resume={folder}") from None
+            message = f"{how_told(stop)}. Continue with run.resume={folder}"
+            raise told_to_stop(stop, message) from None
         finally:
             system.close()
             try:
                 journal.end(status)  # raises if FINISHED could not be written, else never
             finally:
                 journal.close()
-                if upload is not None and not upload.close(tracking.flush_seconds):
-                    print(_not_uploaded(folder, upload.error), file=sys.stderr)
+                if upload is not None:
+                    _close(upload, settings, folder)
+
+
+def _upload_rest(settings: Settings, folder: Path) -> None:
+    """What the store of a finished run has missed."""
+    if not settings.tracking.offline:
+        _close(BackgroundUpload(folder, settings.tracking), settings, folder)
+
+
+def _close(upload: BackgroundUpload, settings: Settings, folder: Path) -> None:
+    """Send the rest; what does not arrive in time, or before a signal, is said."""
+    try:
+        done = upload.close(settings.tracking.flush_seconds)
+    except KeyboardInterrupt:
+        done = False
+    if not done:
+        print(_not_uploaded(folder, upload.error), file=sys.stderr)
 
 
 @contextmanager

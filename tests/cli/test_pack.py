@@ -191,7 +191,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     process.join(30)
-    assert process.exitcode == 1
+    assert process.exitcode == 130
     (line,) = log.read_text().splitlines()
     assert line.startswith("mixerbench: interrupted. ")
     assert line.endswith(

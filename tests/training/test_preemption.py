@@ -1,4 +1,4 @@
-"""A scheduler that wants the machine back gets it within a step, and nothing is lost."""
+"""Whoever tells a run to stop is obeyed within a step, wherever the run is, and nothing is lost."""
 
 import os
 import re
@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import CLOCKS
 
-from mixerbench.errors import PREEMPTED, Preempted, exit_code
+from leaderboard import read_runs
+from mixerbench.errors import PREEMPTED, Interrupted, Preempted, StopRequested, UserError, exit_code
+from mixerbench.stopping import SIGNALS, Stop
 from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.training import checkpoint, loop
+from mixerbench.training import checkpoint, loop, run
 from mixerbench.training.loop import CHECKPOINTS
+from mixerbench.training.place import may_be_a_restart
 from mixerbench.training.run import run_training
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +33,7 @@ def _metrics(folder: Path) -> list[tuple[str, int, float]]:
         for record, _ in read(folder / FILE_NAME)
         if record["kind"] == "metrics"
         for key, value in record["values"].items()
-        if not key.startswith(CLOCKS)
+        if not key.startswith((*CLOCKS, "measure/"))
     ]
 
 
@@ -52,8 +56,10 @@ def _tell(number: signal.Signals, calls: int, original: Callable[..., Any]) -> C
     return call
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("step", [1, 5, 8, 12])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [*((signal.SIGTERM, step) for step in (1, 5, 8, 12)), *((other, 5) for other in SIGNALS)],
+)
 def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on_as_if_it_had_not(
     number: signal.Signals,
     step: int,
@@ -62,14 +68,15 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on_as_if_it_had_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = trained(WINDOW)
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    handlers = [signal.getsignal(one) for one in SIGNALS]
     # seed_generators is called for the weights once, then for each of two virtual ranks a step
     told = _tell(number, 1 + 2 * step, loop.seed_generators)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "seed_generators", told)
         with pytest.raises(Preempted, match=rf"{number.name}.*step {step} .*run\.resume=") as error:
             run_training(tiny(WINDOW))
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == handlers
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
+    assert isinstance(error.value, Interrupted) == (number == signal.SIGINT)
     folder = Path(re.search(r"run\.resume=(\S+)", str(error.value))[1])  # type: ignore[index]
     newest = checkpoint.newest(folder / CHECKPOINTS)
     assert newest is not None
@@ -93,12 +100,127 @@ def test_a_run_that_is_told_to_stop_in_an_evaluation_makes_up_for_it(
     _assert_same_run(whole.folder, trained("run.resume=auto").folder)
 
 
-def test_the_exit_code_is_that_of_try_again_later(capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
-        raise Preempted("told to stop")
+@pytest.mark.parametrize("place", ["_keep", "measure_model"])
+def test_a_run_that_is_told_to_stop_behind_its_training_trains_nothing_again(
+    place: str,
+    tiny: Callable[..., Any],
+    trained: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = ("run.measure=true", "run.measure_seconds=0.05")
+    whole = trained(*measured)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, place, _tell(signal.SIGTERM, 1, getattr(run, place)))
+        with pytest.raises(Preempted, match=r"told to stop \(SIGTERM\)\. .*run\.resume=") as error:
+            run_training(tiny(*measured))
+    folder = Path(re.search(r"run\.resume=(\S+)", str(error.value))[1])  # type: ignore[index]
+    assert [r["status"] for r, _ in read(folder / FILE_NAME) if r["kind"] == "end"] == ["KILLED"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_loss", lambda recipe: _Never())
+        resumed = trained(*measured, "run.resume=auto")
+    assert resumed.folder == folder
+    _assert_same_run(whole.folder, folder)
+    assert b"measure/parameters" in (folder / FILE_NAME).read_bytes()
 
-    assert exit_code(work) == PREEMPTED == 75
-    assert "told to stop" in capsys.readouterr().err
+
+class _Never(torch.nn.Module):
+    def forward(self, *_: Any) -> Any:
+        raise AssertionError("a step was trained")
+
+
+def test_what_was_trained_and_not_uploaded_is_uploaded_and_not_trained_again(
+    tiny: Callable[..., Any], trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = trained().folder  # and then it was killed
+    journal = (folder / FILE_NAME).read_bytes()
+    online = ("tracking.offline=false", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    settings = tiny(*online, "tracking.flush_seconds=60", "run.resume=auto")
+    finished = run_training(settings)
+    assert (finished.folder, finished.result) == (folder, None)
+    assert "was finished before" in finished.summary(settings)
+    assert (folder / FILE_NAME).read_bytes() == journal
+    (logged,) = read_runs(online[1].removeprefix("tracking.uri=")).runs
+    assert logged.name.endswith("seed0")
+    with pytest.raises(UserError, match="is finished"):  # and everywhere
+        run_training(tiny(*online, f"run.resume={folder}"))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_there_is_anything_to_save_a_signal_ends_the_process_in_a_line(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stop(at_once=True):
+        code = exit_code(lambda: os.kill(os.getpid(), number))
+    assert code == (130 if number == signal.SIGINT else PREEMPTED)
+    assert capsys.readouterr().err == f"mixerbench: told to stop ({number.name}).\n"
+
+
+def test_once_told_only_a_second_ctrl_c_counts(capfd: pytest.CaptureFixture[str]) -> None:
+    with Stop() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StopRequested, match="SIGINT"):
+            stop.check()
+    assert "Ctrl-C once more stops at once" in capfd.readouterr().err
+
+
+def test_what_is_told_within_is_known_outside() -> None:
+    """Elastic agents tell their workers again and again: saving and closing go on undisturbed."""
+    with Stop(at_once=True):
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            stop.check()
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As nohup has it, and a script that starts a run in its background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop(at_once=True), Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, False),  # srun --pty bash
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "1"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, False),
+        ({"SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "1"}, False),
+        ({"TORCHELASTIC_RUN_ID": "none"}, False),
+        ({"TORCHELASTIC_RUN_ID": "ab12"}, True),
+    ],
+)
+def test_only_a_launch_that_was_started_again_goes_on_by_itself(
+    environment: dict[str, str], expected: bool
+) -> None:
+    assert may_be_a_restart(environment) is expected
+
+
+def test_a_second_start_in_an_interactive_step_is_a_run_of_its_own(
+    trained: Callable[..., Any], stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    begun = stopped("train/loss", 6)
+    assert trained().folder != begun
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert trained().folder == begun
+
+
+@pytest.mark.parametrize("name", ["lab/digits", "../../x", ".hidden", "a b", ""])
+def test_a_protocol_whose_name_is_no_folder_is_refused(name: str, tiny: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"protocol\.name=.*it names a folder"):
+        tiny(f"protocol.name='{name}'")
 
 
 @pytest.mark.slow
