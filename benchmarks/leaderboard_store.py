@@ -70,6 +70,7 @@ def _seconds_of_children() -> float:
 def add_run(uri: str) -> None:
     """One more run in the store."""
     from mlflow import MlflowClient
+    from mlflow.entities import Param
 
     client = MlflowClient(uri)
     experiment = client.search_experiments(max_results=1)[0]
@@ -77,6 +78,9 @@ def add_run(uri: str) -> None:
     run = client.create_run(experiment.experiment_id, tags=dict(last.data.tags))
     for key, value in last.data.metrics.items():
         client.log_metric(run.info.run_id, key, value)
+    params = [Param(key, value) for key, value in last.data.params.items()]
+    for start in range(0, len(params), 100):  # as many as one call may hold
+        client.log_batch(run.info.run_id, params=params[start : start + 100])
     client.set_terminated(run.info.run_id)
 
 

