@@ -36,10 +36,10 @@ class Cache:
 
     def __init__(self, name: str) -> None:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self.folder = _home() / hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
+            self.folder = _home() / hashlib.sha256(name.encode()).hexdigest()[:16]
             self._prepare()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, RuntimeError) as error:  # the last: there is no home
             self.replace(error)
 
     def replace(self, error: Exception) -> None:

@@ -325,3 +325,15 @@ def test_a_long_curve_is_thinned_to_means_and_ends_where_it_ended(length: int):
         width = thin[0][0] + 1
         assert thin[0] == (width - 1, (width - 1) / 2)
     assert thinned([*points, (length, float("nan")), (length, 1.797e308)]) == thin
+
+
+def test_a_user_without_a_home_gets_a_cache_for_this_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(RuntimeError, match="home directory"):
+        Path.home()
+    assert Cache("sqlite:////nowhere.db").runs() == {}
