@@ -37,3 +37,4 @@ class Family:
 
     Empty for a mixer that cannot be measured; ``facts`` then says why.
     """
+    recorded: bool = False  # its code is not here: ``options`` are those of the runs

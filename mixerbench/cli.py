@@ -542,6 +542,8 @@ examples:
   mixerbench leaderboard site --out site
   mixerbench leaderboard site protocol=digits --out site --uri leaderboard/published/digits_micro
   mixerbench leaderboard site --out site --mlflow-url http://mlflow.lab.example:5000
+  mixerbench leaderboard site --out site 'plugins=[my_mixer.py]'
+      with a whole page of your own mixer, whose code is run; without, what its runs recorded
 """,
     )
     parser.add_argument(
@@ -555,14 +557,16 @@ examples:
 
     from mixerbench.commands.site import site
 
+    filters, plugins = _filters_and_plugins(options.settings)
     with as_user_errors():
         print(
             site(
                 _place(options.uri),
                 Path(options.out),
-                filters=options.settings,
+                filters=filters,
                 hardware=options.hardware,
                 mlflow_url=options.mlflow_url,
+                plugins=plugins,
             )
         )
 
@@ -603,8 +607,9 @@ examples:
     options = parser.parse_intermixed_args(arguments)
     from mixerbench.commands.publish import publish
 
+    filters, plugins = _filters_and_plugins(options.settings)
     with as_user_errors():
-        print(publish(_place(options.uri), options.settings))
+        print(publish(_place(options.uri), filters, plugins))
 
 
 def _leaderboard_export(arguments: Sequence[str]) -> None:
@@ -646,6 +651,13 @@ examples:
     with as_user_errors():
         for folder in options.settings:
             print(import_bundle_folder(Path(folder), _place(options.uri)))
+
+
+def _filters_and_plugins(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """FIELD=VALUE, and the files of ``plugins=[...]``, which alone are ever run for pages."""
+    from mixerbench.config.compose import find_plugins
+
+    return [one for one in settings if not one.startswith("plugins=")], find_plugins(settings)
 
 
 def _add_uri(parser: argparse.ArgumentParser, more: str = "") -> None:

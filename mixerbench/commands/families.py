@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from leaderboard import Board
 from leaderboard.families import Family, Part
+from leaderboard.runs import Run
 from mixerbench.commands.list import shown
 from mixerbench.errors import first_line
 from mixerbench.measure import tokens
+from mixerbench.tracking.keys import Param
 from mixers import MIXERS, load_plugin
 from mixers.catalog import Entry, mixer_catalog
 from mixers.plan import SCHEDULES, MixerChoice, Schedule, read_plan
@@ -34,6 +37,49 @@ def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, Fam
         elif name in SCHEDULES:
             found[name] = _of_schedule(name, SCHEDULES[name])
     return found
+
+
+def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str, Family]:
+    """The families on some boards, as `families`; of code that is not here, what runs recorded.
+
+    A store's own copies of plugins are never run: a plugin is one that ``plugins`` names.
+
+    Raises:
+        ValueError: as `families`.
+    """
+    recorded: dict[str, list[Run]] = {}
+    for board in shown:
+        for entry in board.entries:
+            recorded.setdefault(entry.mixer, []).extend(entry.runs)
+    found = families(recorded, plugins)
+    known = {*mixer_catalog(plugins), *SCHEDULES}
+    for name, runs in recorded.items():
+        if name not in found and not known.issuperset(name.split("-")):  # else it is a plan
+            found[name] = _of_records(name, runs)
+    return found
+
+
+def _of_records(name: str, runs: Iterable[Run]) -> Family:
+    prefix = f"{Param.MODEL}mixer."
+    options: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.params.get("model", {}).items():
+            if key.startswith(prefix) and key != f"{prefix}name":
+                options.setdefault(key.removeprefix(prefix), set()).add(value)
+    return Family(
+        name=name,
+        summary="Its code is not here: this is what its runs recorded.",
+        formula="",
+        paper="",
+        paper_url="",
+        options={key: ", ".join(sorted(values)) for key, values in options.items()},
+        facts=(
+            "What it costs and how far it looks is measured where the command names its file: "
+            "plugins=[my_mixer.py].",
+        ),
+        parts=(),
+        recorded=True,
+    )
 
 
 def _of_mixer(entry: Entry) -> Family:
@@ -84,6 +130,7 @@ def _measured(choice: MixerChoice) -> Part:
 def _facts(mixers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Sentences about a plan of ``mixers``, from the facts that their classes declare."""
     mixing = [mixer for mixer in mixers if mixer["adds_sub_layer"]]
+    alone = mixing and not any(mixer["mixes_tokens"] for mixer in mixing)
     if not mixing:
         return (
             "Runs on any grid of tokens.",
@@ -101,4 +148,4 @@ def _facts(mixers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         token = "Mixes a class token with the image."
     else:
         token = "Cannot mix a class token with the image: pool by average."
-    return grid, token
+    return (grid, token, "Mixes no tokens, as it declares.") if alone else (grid, token)

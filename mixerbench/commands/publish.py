@@ -17,10 +17,11 @@ from mixerbench.tracking.views import page_tags
 _TIMEOUT_SECONDS: Final = 60.0
 
 
-def publish(uri: str | None, filters: Sequence[str]) -> str:
+def publish(uri: str | None, filters: Sequence[str], plugins: Sequence[str] = ()) -> str:
     """Store the pages of the boards that match ``filters``, each board in its experiment.
 
-    A run called "leaderboard" holds them; publishing again overwrites its files.
+    A run called "leaderboard" holds them; publishing again overwrites its files. ``plugins``
+    are Python files whose mixers' pages are whole; they are run.
 
     Raises:
         UserError: nothing matches, or there is no store.
@@ -40,9 +41,10 @@ def publish(uri: str | None, filters: Sequence[str]) -> str:
     if not by_experiment:
         raise UserError("there is no finished run to publish.")
 
-    from mixerbench.commands.families import families
+    from mixerbench.commands.families import families_of
 
-    about = families({entry.mixer for board in found for entry in board.entries})
+    with as_user_errors():
+        about = families_of(found, plugins)
     url = source.name if uri.startswith(("http://", "https://")) else ""
     lines = []
     try:

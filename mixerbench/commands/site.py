@@ -5,7 +5,7 @@ from pathlib import Path
 
 from leaderboard import boards, open_source
 from leaderboard.site import write_site
-from mixerbench.commands.families import families
+from mixerbench.commands.families import families_of
 
 
 def site(
@@ -15,12 +15,14 @@ def site(
     filters: Sequence[str] = (),
     hardware: str = "",
     mlflow_url: str = "",
+    plugins: Sequence[str] = (),
 ) -> str:
     """What to print of the site that was written to ``out``.
 
     Args:
         place: an MLflow tracking URI, or a bundle's folder.
         mlflow_url: as in `write_site`; of a server its own address, unless told otherwise.
+        plugins: Python files whose mixers' pages are whole; they are run.
 
     Raises:
         ValueError: nothing to read there, an unknown filter, or ``out`` holds something else.
@@ -30,7 +32,6 @@ def site(
     shown = boards(
         *(reading.runs, reading.measurements), filters=filters, hardware=hardware, source=source
     )
-    mixers = {entry.mixer for board in shown for entry in board.entries}
     if not mlflow_url and place.startswith(("http://", "https://")):
         mlflow_url = source.name
     written = write_site(
@@ -38,7 +39,7 @@ def site(
         shown,
         out,
         skipped=reading.skipped,
-        families=families(mixers),
+        families=families_of(shown, plugins),
         mlflow_url=mlflow_url,
     )
     return (

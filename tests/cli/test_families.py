@@ -3,13 +3,17 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_stores import MadeStore
 
 from leaderboard.families import Family
 from mixerbench.commands.families import families
 from mixerbench.measure import tokens
+from mixerbench.tracking.keys import Param
 from mixers import list_mixers
 from mixers.catalog import mixer_catalog
 from mixers.plan import SCHEDULES
@@ -202,3 +206,29 @@ def test_a_page_can_be_written_without_mixers_or_torch() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow warns about itself
+def test_a_mixer_of_a_plugin_has_a_page_whole_only_where_the_command_names_its_file(
+    plugin: str, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    store = MadeStore(tmp_path)
+    store.log("mine", mixer="test_scaled", params={f"{Param.MODEL}mixer.factor": 3.0})
+    store.log("theirs", mixer="attention")
+
+    def page(*given: str) -> str:
+        out = tmp_path / f"site{len(given)}"
+        outcome = command("leaderboard", "site", "--uri", store.uri, "--out", str(out), *given)
+        assert outcome.code == 0, outcome.err
+        assert (out / "mixer-attention.html").exists() == (len(given) < 2)
+        return (out / "mixer-test_scaled.html").read_text()
+
+    without = page()
+    assert "Its code is not here" in without
+    assert "mixer.factor" in without and "3.0" in without
+    assert "Receptive field" not in without
+    assert "test_scaled" not in list_mixers()
+    for whole in (page(f"plugins=[{plugin}]"), page("mixer=test_scaled", f"plugins=[{plugin}]")):
+        assert "Every token times a number." in whole
+        assert "Receptive field" in whole and "Complexity in tokens" in whole
+        assert "Its code is not here" not in whole
