@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from mixerbench.errors import UserError, as_user_errors, exit_code
+from mixerbench import streams
+from mixerbench.errors import Done, UserError, as_user_errors, exit_code
 from mixerbench.stopping import Stop
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def main() -> None:
     # PyTorch's import makes a million objects, which Python by default searches for cycles again
     # and again: a tenth of the time to the first step.
     gc.set_threshold(100_000, 50, 1000)
+    streams.prepare()
     with Stop(at_once=True):
         code = exit_code(lambda: _dispatch(sys.argv[1:]))
     sys.exit(code)
@@ -78,11 +80,29 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
         print(__version__)
     elif arguments[0] in commands:
+        _check_text(arguments)
         commands[arguments[0]](arguments[1:])
     else:
         from mixers.catalog import nearest
 
         raise UserError(f"unknown command {arguments[0]!r}. {nearest(arguments[0], commands)}")
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse names of files that no setting, store or page can be written with, and no place."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        raise UserError("the working folder is gone: change to one that is there.") from None
+    for what, name in [("the working folder", here), *(("the argument", a) for a in arguments)]:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            raise UserError(
+                f"{what} {shown} is no UTF-8, in which settings, stores and pages are written: "
+                "give it another name."
+            ) from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,6 +120,9 @@ class _Parser(argparse.ArgumentParser):
             self.add_argument(
                 "settings", nargs=settings, metavar="SETTING=VALUE", help=argparse.SUPPRESS
             )
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise Done  # it is the end of help only
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See '{self.prog} --help'.")

@@ -1,8 +1,10 @@
 """Exceptions whose message is all that a user needs to see, and the exit codes they give."""
 
+import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -66,11 +68,25 @@ def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterat
         raise UserError(str(error)) from error  # which MIXERBENCH_DEBUG=1 shows
 
 
+class ReaderGone(Exception):  # noqa: N818 - it says what happened
+    """Nobody reads the standard output any more, as after ``| head``: exit code 0."""
+
+
+class Done(Exception):  # noqa: N818
+    """Nothing is left to do, as after ``--help``: exit code 0."""
+
+
 def exit_code(work: Callable[[], None]) -> int:
     """Run ``work``; say in one or two lines what went wrong.
 
     0 done, 1 stopped, 2 bad input, 130 told to stop by Ctrl-C, 75 by any other signal.
     """
+    code = _exit_code(work)
+    lost = _exit_code(lambda: print(end="", flush=True))  # what Python has buffered counts too
+    return code or lost
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
         work()
     except (UserError, TrainingStopped) as error:
@@ -83,6 +99,62 @@ def exit_code(work: Callable[[], None]) -> int:
     except KeyboardInterrupt as stop:
         print(f"mixerbench: {how_told(stop)}.", file=sys.stderr)
         return INTERRUPTED if _by_hand(stop) else PREEMPTED
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ReaderGone, Done):
+        pass
+    except SystemExit as end:
+        print(f"mixerbench: {called_exit(end)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        trouble = machine_trouble(error)
+        if trouble is None or os.environ.get("MIXERBENCH_DEBUG") == "1":
+            raise  # a bug: its traceback is what its mender needs
+        print(f"mixerbench: {trouble}", file=sys.stderr)
+        return 1
     return 0
+
+
+def called_exit(end: SystemExit) -> str:
+    """What is wrong with a model's code that ends the process, be it with 0, and where it does."""
+    place = traceback.extract_tb(end.__traceback__)[-1]
+    said = "" if end.code is None else repr(end.code)
+    return (
+        f"{place.filename}:{place.lineno} called sys.exit({said}), and a run is not its to end: "
+        "let it raise an error that says what is wrong."
+    )
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def machine_trouble(error: Exception) -> str | None:
+    """One line for what the machine lacks, and no command can foresee; None for all else."""
+    text = first_line(error)
+    if is_out_of_memory(error):
+        return (
+            f"there is no memory left ({text[:200]}): set run.evaluation_batch_size or "
+            "run.measure_batch_size lower, or let this machine do less at once."
+        )
+    if isinstance(error, OSError):
+        if error.errno in NO_ROOM:
+            return (
+                f"cannot write {error.filename or 'a file'} ({error.strerror}): make room there, "
+                "or for temporary files set TMPDIR to another folder."
+            )
+        if "No usable temporary directory" in text:
+            return "no temporary folder takes a file: set TMPDIR to one that does, or make room."
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return "there is no home folder that ~ could stand for: set HOME, or write the whole path."
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Did somebody want memory, of a GPU or of the CPU, that there is not?"""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"  # PyTorch's own, which is not imported here
+            or "DefaultCPUAllocator" in str(error)
+        )
+    )

@@ -21,7 +21,13 @@ from leaderboard.board import newest
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
-from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
+from mixerbench.errors import (
+    TrainingStopped,
+    UserError,
+    as_user_errors,
+    first_line,
+    is_out_of_memory,
+)
 from mixerbench.measure.interleaved import Counted, count, measure_interleaved
 from mixerbench.measure.profile import Measures
 from mixerbench.measure.speed import Spread
@@ -91,7 +97,9 @@ def measure(filters: Sequence[str], run: Run, uri: str) -> None:
                 device=device,
                 progress=lambda run_id, done: bar.show(labels[run_id], done),
             )
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingStopped(
                 f"{device} has no room for {run.measure_batch_size} images of {bar.shown}: set "
                 "run.measure_batch_size lower. Nothing was recorded."

@@ -1,7 +1,6 @@
 """One run from its settings to its last record."""
 
 import dataclasses
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +17,14 @@ from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import (
+    NO_ROOM,
     Preempted,
     TrainingStopped,
     UserError,
     as_user_errors,
     first_line,
     how_told,
+    is_out_of_memory,
     told_to_stop,
 )
 from mixerbench.measure.flops import CountingError, MacCount, count_macs
@@ -49,8 +50,6 @@ from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
 from mixers.conformance import check_mixers
 from mixers.plan import plan_name
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def _disk_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise TrainingStopped(
             f"cannot write to {folder} ({error.strerror or error}). What was written before is "
@@ -249,7 +248,9 @@ def _disk_full(folder: Path) -> Iterator[None]:
 def _out_of_memory(settings: Settings, device: torch.device) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingStopped(_what_would_fit(settings, device)) from error
 
 

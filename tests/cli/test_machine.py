@@ -1,0 +1,123 @@
+"""What a command finds around it: closed and full streams, no room, no home, no place to be."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixerbench.errors import exit_code
+
+ROOT = Path(__file__).parents[2]
+LOST = "mixerbench: cannot write to the standard output: "
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "out", "err"),
+    [
+        ("--help >&-", 1, "", f"{LOST}Bad file descriptor.\n"),
+        ("--help >/dev/full", 1, "", f"{LOST}No space left on device.\n"),
+        ("train --help >/dev/full", 1, "", f"{LOST}No space left on device.\n"),
+        ("list >/dev/full", 1, "", f"{LOST}No space left on device.\n"),  # more than one buffer
+        ("--version 2>&-", 0, "0.", ""),
+        ("nonsense 2>&-", 2, "", ""),  # and its error is not among the results
+        ("nonsense 2>/dev/full", 2, "", ""),
+        ("--help <&- >&- 2>&-", 1, "", ""),
+        ("list | :", 0, "", ""),
+    ],
+)
+def test_a_stream_that_is_closed_full_or_gone_ends_in_one_line(
+    line: str, code: int, out: str, err: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m mixerbench {line}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout.startswith(out) and bool(done.stdout) == bool(out)
+
+
+@pytest.mark.parametrize(("name", "said"), [(b"gone", "is gone"), (b"b\xff", r"b\xff is no UTF-8")])
+def test_a_working_folder_that_cannot_be_one_is_refused(
+    name: bytes,
+    said: str,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), name)
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    if name == b"gone":
+        os.rmdir(folder)
+    message = refused("leaderboard")
+    monkeypatch.chdir(tmp_path)
+    assert said in message
+
+
+def test_an_argument_that_is_no_text_is_refused(refused: Callable[..., str]) -> None:
+    message = refused("train", os.fsdecode(b"data.root=/data/b\xff"))
+    assert r"data.root=/data/b\xff is no UTF-8" in message
+
+
+def test_no_temporary_folder_is_one_line(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nowhere() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    monkeypatch.chdir(tmp_path)
+    ended = command("train", "tracking.offline=true")
+    assert ended.code == 1
+    assert ended.err == (
+        "mixerbench: no temporary folder takes a file: set TMPDIR to one that does, or make room.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), ("/tmp/x", "TMPDIR")),
+        (RuntimeError("Could not determine home directory."), ("HOME",)),
+        (MemoryError(), ("no memory left", "run.evaluation_batch_size")),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ("no memory left",)),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            ("no memory left", "you tried to allocate 8 bytes"),
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    error: Exception, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(lambda: _raise(error)) == 1
+    shown = capsys.readouterr().err
+    assert all(words in shown for words in said), shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_somebody_elses_exit_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: sys.exit(0)) == 1
+    assert f"{__file__}:" in (shown := capsys.readouterr().err)
+    assert "called sys.exit(0)" in shown
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), BrokenPipeError(), FileNotFoundError()])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        exit_code(lambda: _raise(error))
+
+
+def _raise(error: Exception) -> None:
+    raise error
