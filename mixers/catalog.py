@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +131,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _built_in_files() -> tuple[Path, ...]:
     files = sorted(Path(__file__).parent.glob("*.py"))
     for point in entry_points(group="mixerbench.mixers"):
-        spec = importlib.util.find_spec(point.module)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"entry point {point.name!r} names no module: {point.module}")
+        try:
+            spec = importlib.util.find_spec(point.module)  # imports the packages around it
+        except (Exception, SystemExit) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{described(point)} cannot be found ({said}). {_MEND}") from None
+        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+            raise ValueError(f"{described(point)} is not there. {_MEND}")
         files.append(Path(spec.origin))
     return tuple(files)
+
+
+_MEND = "Mend that package, or uninstall it."
+
+
+def described(point: EntryPoint) -> str:
+    """Which package offers mixers, and in which module."""
+    package = "an installed package" if point.dist is None else f"package {point.dist.name!r}"
+    return f"entry point {point.name!r}, module {point.module} of {package},"
 
 
 def _last_name(node: ast.expr) -> str:

@@ -106,7 +106,7 @@ class Subject:
         try:
             with torch.set_grad_enabled(x.requires_grad), torch.autocast("cpu", enabled=False):
                 return self.mixer(x, grid or self.grid)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"mixer {self.name!r}, on {grid or self.grid} tokens: its forward"
             raise broken_code(what, error, files_of(type(self.mixer))) from error
 

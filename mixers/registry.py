@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mixers.base import TokenGrid, TokenMixer
-from mixers.catalog import nearest, plugin_path, source_digest
+from mixers.catalog import described, nearest, plugin_path, source_digest
 from mixers.plan import PLAN, SCHEDULES, MixerChoice
 
 T = TypeVar("T")
@@ -146,10 +146,7 @@ class Registry(Generic[T]):
             try:
                 importlib.import_module(point.module)
             except (Exception, SystemExit) as error:
-                raise broken_code(
-                    f"entry point {point.name!r}, module {point.module} of an installed package,",
-                    error,
-                ) from error
+                raise broken_code(described(point), error) from error
 
 
 class MixerRegistry(Registry[TokenMixer]):
@@ -168,7 +165,7 @@ class MixerRegistry(Registry[TokenMixer]):
         """
         try:
             built = super().create(name, *args, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if _is_ours(error):
                 raise
             files = files_of(self.get(name))

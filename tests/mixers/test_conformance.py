@@ -452,6 +452,11 @@ class RaisesInForward(Right):
         raise KeyError("first line\nsecond line")
 
 
+class Leaves(Right):
+    def forward(self, x, grid):
+        raise SystemExit(0)
+
+
 class WrongMatrix(Right):
     def forward(self, x, grid):
         return self.proj(x[..., 1:])
@@ -459,7 +464,11 @@ class WrongMatrix(Right):
 
 @pytest.mark.parametrize(
     ("cls", "said"),
-    [(RaisesInForward, "KeyError: 'first line"), (WrongMatrix, "RuntimeError: ")],
+    [
+        (RaisesInForward, "KeyError: 'first line"),
+        (Leaves, "SystemExit: 0"),
+        (WrongMatrix, "RuntimeError: "),
+    ],
 )
 def test_what_a_forward_raises_is_one_line_with_its_place(cls, said):
     with pytest.raises(BrokenCodeError) as error:

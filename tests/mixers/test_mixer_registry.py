@@ -184,6 +184,12 @@ class OtherWidth(Plain):
         super().__init__(dim // 2, grid, num_heads)
 
 
+class Leaving(Plain):
+    def __init__(self, dim, grid, num_heads):
+        super().__init__(dim, grid, num_heads)
+        sys.exit(0)
+
+
 class Abstract(TokenMixer):
     any_grid, mixes_prefix, paper = True, False, ""
 
@@ -213,6 +219,7 @@ def test_a_class_that_cannot_be_built_as_a_mixer_is_refused_at_once(cls, message
         (NoSuper, {}, r"AttributeError: cannot assign module before .*_registry.py:\d+\)$"),
         (NoInit, {}, r"must call super\(\).__init__\(dim, .* self.dim at 8, and not at None"),
         (OtherWidth, {}, r"leave self.dim at 8, and not at 4\."),
+        (Leaving, {}, r"mixer 'mine': its __init__ raised SystemExit: 0 \(.*:\d+\)"),
         (Abstract, {}, "TypeError: Can't instantiate abstract class Abstract"),
     ],
 )

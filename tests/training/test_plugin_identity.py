@@ -5,6 +5,7 @@ import json
 import os
 import py_compile
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,40 @@ def test_an_evaluation_says_that_it_is_of_other_source(
     forget_plugins()
     other = evaluate_place(str(run.folder), given, ema=False, predictions=None)
     assert other.endswith(", with other source of its plugins than it was trained with")
+
+
+def test_a_package_that_ends_the_process_is_named_in_one_line(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mixers import MIXERS
+
+    monkeypatch.delitem(sys.modules, package.stem, raising=False)
+    package.write_text(f"{INSTALLED}\nraise SystemExit(0)\n")
+    with pytest.raises(ValueError, match="of package 'their-mixers', raised SystemExit: 0") as said:
+        MIXERS.names()
+    assert f"{package}:" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("their_mixers_that_is_gone", "is not there"),
+        ("their_gone.mixers", "cannot be found (ModuleNotFoundError: No module named"),
+        ("their_ending.mixers", "cannot be found (SystemExit: 0)"),
+    ],
+)
+def test_a_package_that_offers_no_module_is_named_in_one_line(
+    module: str, said: str, package: Path, refused: Callable[..., str]
+) -> None:
+    from mixers import catalog
+
+    ending = package.parent / "their_ending"
+    ending.mkdir()
+    (ending / "__init__.py").write_text("raise SystemExit(0)\n")
+    points = package.parent / "their_mixers-1.0.dist-info" / "entry_points.txt"
+    points.write_text(f"[mixerbench.mixers]\nx = {module}\n")
+    catalog._built_in_files.cache_clear()
+    message = refused("list", "mixers")
+    assert f"entry point 'x', module {module} of package 'their-mixers'," in message
+    assert said in message
+    assert "uninstall it" in message
