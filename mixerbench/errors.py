@@ -65,6 +65,9 @@ def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterat
     try:
         yield
     except kinds as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception) and is_out_of_memory(cause):
+            raise cause from None  # a part said where it happened, and it is not to blame
         raise UserError(str(error)) from error  # which MIXERBENCH_DEBUG=1 shows
 
 
@@ -88,7 +91,8 @@ def exit_code(work: Callable[[], None]) -> int:
 
 def _exit_code(work: Callable[[], None]) -> int:
     try:
-        work()
+        with _machine_told():
+            work()
     except (UserError, TrainingStopped) as error:
         if os.environ.get("MIXERBENCH_DEBUG") == "1":
             raise
@@ -103,12 +107,6 @@ def _exit_code(work: Callable[[], None]) -> int:
         pass
     except SystemExit as end:
         print(f"mixerbench: {called_exit(end)}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        trouble = machine_trouble(error)
-        if trouble is None or os.environ.get("MIXERBENCH_DEBUG") == "1":
-            raise  # a bug: its traceback is what its mender needs
-        print(f"mixerbench: {trouble}", file=sys.stderr)
         return 1
     return 0
 
@@ -126,25 +124,36 @@ def called_exit(end: SystemExit) -> str:
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def machine_trouble(error: Exception) -> str | None:
-    """One line for what the machine lacks, and no command can foresee; None for all else."""
-    text = first_line(error)
-    if is_out_of_memory(error):
-        return (
-            f"there is no memory left ({text[:200]}): set run.evaluation_batch_size or "
-            "run.measure_batch_size lower, or let this machine do less at once."
-        )
-    if isinstance(error, OSError):
-        if error.errno in NO_ROOM:
-            return (
+@contextmanager
+def _machine_told() -> Iterator[None]:
+    """What the machine lacks, and no command can foresee, is told in one line; all else is a bug.
+
+    Raises:
+        UserError, TrainingStopped: what is lacking.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        text = first_line(error)
+        if is_out_of_memory(error):
+            raise TrainingStopped(
+                f"there is no memory left ({text[:200]}): set run.evaluation_batch_size or "
+                "run.measure_batch_size lower, or take a smaller model or a larger machine."
+            ) from error
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise TrainingStopped(
                 f"cannot write {error.filename or 'a file'} ({error.strerror}): make room there, "
                 "or for temporary files set TMPDIR to another folder."
-            )
+            ) from error
         if "No usable temporary directory" in text:
-            return "no temporary folder takes a file: set TMPDIR to one that does, or make room."
-    if isinstance(error, RuntimeError) and "home directory" in text:
-        return "there is no home folder that ~ could stand for: set HOME, or write the whole path."
-    return None
+            raise TrainingStopped(
+                "no temporary folder takes a file: set TMPDIR to one that does, or make room."
+            ) from error
+        if "home directory" in text and isinstance(error, RuntimeError):
+            raise UserError(
+                "there is no home folder that ~ could stand for: set HOME, or write the whole path."
+            ) from error
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import Interrupted, Preempted, TrainingStopped, UserError
+from mixerbench.errors import Interrupted, Preempted, TrainingStopped, UserError, called_exit
 from mixerbench.files import write_whole
 
 _KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted, Interrupted)}
@@ -61,6 +61,8 @@ class Job:
             kind, message = _FINISHED, work()
         except (UserError, TrainingStopped) as error:
             kind, message = type(error).__name__, str(error)
+        except SystemExit as end:
+            kind, message = TrainingStopped.__name__, called_exit(end)
         if is_first or kind != _FINISHED:
             write_whole(self._outcome, json.dumps({"kind": kind, "message": message}))
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mixerbench.errors import exit_code
+from mixerbench.errors import TrainingStopped, as_user_errors, exit_code
+from mixerbench.launching.job import Job
 
 ROOT = Path(__file__).parents[2]
 LOST = "mixerbench: cannot write to the standard output: "
@@ -83,25 +84,26 @@ def test_no_temporary_folder_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "code", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), ("/tmp/x", "TMPDIR")),
-        (RuntimeError("Could not determine home directory."), ("HOME",)),
-        (MemoryError(), ("no memory left", "run.evaluation_batch_size")),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), ("no memory left",)),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 1, ("/tmp/x", "TMPDIR")),
+        (RuntimeError("Could not determine home directory."), 2, ("HOME",)),
+        (MemoryError(), 1, ("no memory left", "run.evaluation_batch_size")),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, ("no memory left",)),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
                 "memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
             ),
+            1,
             ("no memory left", "you tried to allocate 8 bytes"),
         ),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(
-    error: Exception, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    error: Exception, code: int, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(lambda: _raise(error)) == 1
+    assert exit_code(lambda: _raise(error)) == code
     shown = capsys.readouterr().err
     assert all(words in shown for words in said), shown
     assert len(shown.splitlines()) == 1
@@ -113,6 +115,13 @@ def test_somebody_elses_exit_is_no_success(capsys: pytest.CaptureFixture[str]) -
     assert "called sys.exit(0)" in shown
 
 
+def test_one_of_several_processes_that_a_model_ends_is_no_success(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.note_outcome(lambda: sys.exit(0))
+    with pytest.raises(TrainingStopped, match=r"test_machine.py:\d+ called sys.exit\(0\)"):
+        job.outcome()
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), BrokenPipeError(), FileNotFoundError()])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
@@ -121,3 +130,15 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_a_part_that_finds_no_memory_is_not_to_blame(capsys: pytest.CaptureFixture[str]) -> None:
+    def build() -> None:
+        with as_user_errors():
+            try:
+                raise MemoryError("12 GB")
+            except MemoryError as error:
+                raise ValueError("mixer 'attention': its __init__ raised") from error
+
+    assert exit_code(build) == 1
+    assert "no memory left (12 GB)" in capsys.readouterr().err
