@@ -11,7 +11,9 @@ import json
 import math
 import os
 import random
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -177,6 +179,28 @@ def timed(call: Callable[[], object], device: torch.device | str = "cpu", calls:
     if is_cuda:
         torch.cuda.synchronize()
     return Turn((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)
+
+
+def process(code: str, *arguments: str, environment: Mapping[str, str]) -> tuple[Turn, float, str]:
+    """What a process of this Python code took, its MiB, and the last line that it printed.
+
+    Args:
+        environment: beside this process's own.
+    """
+    code += "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    cpu, wall = _seconds_of_children(), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env={**os.environ, **environment}, check=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    turn = Turn(_seconds_of_children() - cpu, time.perf_counter() - wall)
+    *_, said, kib = done.stdout.strip().splitlines()
+    return turn, int(kib) / 1024, said
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

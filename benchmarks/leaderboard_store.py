@@ -8,29 +8,23 @@ reading is a process of its own, as a command is, imports included; the kinds ta
 Filling a store through the client's API takes about 80 ms a run; ``--store`` keeps it for later.
 """
 
-import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 
-from harness import HERE, Benchmark, Turn, compare
+from harness import HERE, Benchmark, Turn, compare, process
 
 sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))  # the generator that the tests use
 
 READ = """
-import leaderboard, resource, sys
-text = leaderboard.leaderboard_text(sys.argv[1], format="json")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(text))
+import leaderboard, sys
+print(len(leaderboard.leaderboard_text(sys.argv[1], format="json")))
 """
 PEER = """
-import mlflow, resource, sys
+import mlflow, sys
 mlflow.set_tracking_uri(sys.argv[1])
-found = mlflow.search_runs(search_all_experiments=True, max_results=50000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(found))
+print(len(mlflow.search_runs(search_all_experiments=True, max_results=50000)))
 """
 KINDS = ("first", "again", "with news", "mlflow.search_runs")
 SEEDS = 50  # of one model, so that the board has runs / 50 entries, each of the newest run a seed
@@ -48,23 +42,6 @@ def fill(folder: Path, runs: int) -> str:
         model, seed = divmod(number, SEEDS)
         store.log(f"model_{model}", seed=seed, top1=50 + 40 * number / runs)
     return store.uri
-
-
-def read(code: str, uri: str, cache: Path) -> tuple[Turn, float]:
-    """What a process took, and its MiB."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    cpu, wall = _seconds_of_children(), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, uri], env=environment, check=True, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    turn = Turn(_seconds_of_children() - cpu, time.perf_counter() - wall)
-    return turn, int(done.stdout.split()[0]) / 1024
-
-
-def _seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def add_run(uri: str) -> None:
@@ -104,7 +81,9 @@ def main() -> None:
                 if kind == "with news":
                     add_run(uri)
                 code = PEER if kind == "mlflow.search_runs" else READ
-                turn, mib = read(code, uri, Path(place) / f"cache-{number}")
+                cache = {"XDG_CACHE_HOME": f"{place}/cache-{number}"}
+                quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+                turn, mib, _ = process(code, uri, environment=cache | quiet)
                 turns[kind].append(turn)
                 memory[kind] = max(memory[kind], mib)
     rows = compare(f"{runs} runs", turns, "mlflow.search_runs", memory_mib=memory)

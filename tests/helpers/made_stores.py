@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from mixerbench.config.compose import compose, part_catalog
 from mixerbench.config.presets import PARTS
@@ -23,9 +25,14 @@ START_MS = 1_790_000_000_000
 
 
 class MadeStore:
-    """Writes finished runs; each ends a second after the one before."""
+    """Writes finished runs; each ends a second after the one before.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        classes: of the protocol's images.
+        whole: runs log their settings as a file too, as a bundle wants; it takes some time.
+    """
+
+    def __init__(self, folder: Path, *, classes: int = 10, whole: bool = False) -> None:
         from mlflow import MlflowClient
 
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -35,7 +42,7 @@ class MadeStore:
             self.experiment = self.client.create_experiment(
                 "mixerbench-digits", artifact_location=(folder / "artifacts").as_uri()
             )
-        self._clock = START_MS
+        self._clock, self._classes, self._whole = START_MS, classes, whole
         self.settings = compose(["mixer=attention", "size=micro", "protocol=digits"])
 
     def _plain(self) -> dict[str, Any]:
@@ -71,7 +78,8 @@ class MadeStore:
         model = _changed(_model(tags.get(Tag.MIXER, mixer)), {"size.dim": 4 * digest + 4})
         model = _changed(model, {f"{part}.name": named[part] for part in PARTS if part in named})
         model = _changed(model, _below(Param.MODEL, params))
-        protocol = _changed(self._plain()["protocol"], {"name": named["protocol"]})
+        own = {"name": named["protocol"], "data.num_classes": self._classes}
+        protocol = _changed(self._plain()["protocol"], own)
         protocol = _changed(protocol, _below(Param.PROTOCOL, params))
         all_tags = {
             Tag.SCHEMA: SCHEMA_VERSION,
@@ -134,6 +142,11 @@ class MadeStore:
                 path = Path(place) / Artifact.PREDICTIONS
                 pq.write_table(pa.table(dict(predictions)), path)
                 self.client.log_artifact(run_id, str(path))
+        if self._whole:
+            run_settings = {**self._plain()["run"], "seed": seed}
+            settings = {"label": label, "model": model, "protocol": protocol, "run": run_settings}
+            text = yaml.safe_dump(json.loads(json.dumps(self._plain() | settings)))
+            self.client.log_text(run_id, text, Artifact.CONFIG)
         self.client.set_terminated(run_id, end_time=self._clock)
         return run_id
 
