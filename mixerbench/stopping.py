@@ -30,7 +30,9 @@ _SAVING: Final = (
 
 
 @contextmanager
-def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signals_to(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> Iterator[None]:
     """``SIGNALS`` go to ``handler`` while the block lasts; then all handlers are as before.
 
     What is ignored stays so: a run that was started with nohup, or in the background of a script.
@@ -47,6 +49,16 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextmanager
+def deadly_signals() -> Iterator[None]:
+    """``SIGNALS`` end the process while the block lasts, as they do where nobody takes them.
+
+    For what waits in C for others, where no Python handler would be called.
+    """
+    with signals_to(signal.SIG_DFL):
+        yield
 
 
 class Stop:

@@ -71,6 +71,7 @@ _SECONDS = 24 * 60 * 60
 _PROCESSES = 1024  # or threads
 
 _BOUNDS: Mapping[str, tuple[str, _Test]] = {
+    "tracking.experiment": ("give a name, or null for the protocol's", lambda value: bool(value)),
     "protocol.name": (
         "give letters, digits, '.', '_' and '-', as it names a folder, and no '.' first",
         lambda value: re.fullmatch(r"[\w-][\w.-]*", value) is not None,

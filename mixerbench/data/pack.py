@@ -589,10 +589,9 @@ def _write_all(job: _Job, missing: Sequence[_Shard], jobs: int, progress: Progre
 
 
 def _enter(parent: int) -> None:
-    """Of a new process: Ctrl-C is for the parent, and nothing is written without it."""
-    for number in SIGNALS:
-        ignored = number == signal.SIGINT  # as it comes from a terminal to all at once
-        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    """Of a new process: being told to stop is for the parent, and nothing is written without it."""
+    for number in SIGNALS:  # a terminal sends them to all at once
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     warnings.simplefilter("ignore")  # Pillow's, of odd files: they would break the progress bar
 
     def watch() -> None:

@@ -74,10 +74,10 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
         running: list[Child] = []
         try:
             while waiting or running:
-                stop.check()
                 while waiting and free:
                     running.append(waiting.pop(0).start(free.pop(0)))
                 time.sleep(_POLL_SECONDS)
+                stop.check()  # before the children are looked at, who were told as well
                 for child in list(running):
                     child.report(view)
                     if child.has_ended():

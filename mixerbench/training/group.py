@@ -16,6 +16,7 @@ from torch import nn
 
 from mixerbench.devices import choose_device
 from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.stopping import deadly_signals
 from mixerbench.training.place import find_place
 
 T = TypeVar("T")
@@ -121,7 +122,8 @@ def join() -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, rank=group.rank, world_size=group.size, timeout=_TIMEOUT)
+    with deadly_signals():
+        dist.init_process_group(backend, rank=group.rank, world_size=group.size, timeout=_TIMEOUT)
     try:
         yield group
     except (UserError, TrainingStopped):
