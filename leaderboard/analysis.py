@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard import statistics
-from leaderboard.predictions import Predictions, read_predictions
+from leaderboard.predictions import MissingError, Predictions, Reader
 from leaderboard.runs import Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
@@ -18,7 +20,7 @@ from mixerbench.tracking.keys import Metric
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 2  # of what is computed; raised when it changes
+VERSION = 3  # of what is computed; raised when it changes
 MOST_ENTRIES = 200  # that are compared in pairs: 19,900 tests
 
 
@@ -55,55 +57,93 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Of one board. Entries are named by their models' fingerprints."""
+    """Of one board. Entries are named by their keys.
+
+    A pair that could not be tested counts as not told apart, and its two say so: see `tested`.
+    """
 
     intervals: Mapping[str, Interval]  # of top-1, in percent
     calibration_errors: Mapping[str, float]  # in percent, mean over seeds
-    rank_ranges: Mapping[str, tuple[int, int]]  # of entries that could be compared with all others
+    rank_ranges: Mapping[str, tuple[int, int]]  # empty: the board is too large for pairs
     comparisons: Mapping[tuple[str, str], Comparison]
+    missing: Mapping[str, str]  # entries without usable predictions, and why
+    # Pairs that saw too few common images: how many, and how many the longer list has.
+    unlike: Mapping[tuple[str, str], tuple[int, int]]
 
     def compare(self, a: str, b: str) -> Comparison | None:
-        """None: one of them has no predictions, or the board is too large."""
+        """None: the two were not tested against each other."""
         if (a, b) in self.comparisons:
             return self.comparisons[a, b]
         found = self.comparisons.get((b, a))
         return found.reversed() if found else None
 
+    def tested(self, entries: Iterable[str]) -> frozenset[str]:
+        """Which of all entries of the board were tested against every other one."""
+        entries = tuple(entries)
+        tests = Counter(key for pair in self.comparisons for key in pair)
+        return frozenset(key for key in entries if tests[key] == len(entries) - 1)
 
-NOTHING = Analysis({}, {}, {}, {})
+
+NOTHING = Analysis({}, {}, {}, {}, {}, {})
 
 
 def analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
-    """Of all entries of one board: fingerprint of the model -> its run of each seed.
+    """Of all entries of one board: key of the entry -> its run of each seed.
 
-    Takes seconds for a board of 200 entries on 10,000 images, and is kept in the source's cache.
+    Takes seconds for a board of 200 entries on 10,000 images, and is kept in the source's cache
+    until what was missing there is no more.
     """
-    named = [(f, [(run.run_id, run.finished) for run in runs]) for f, runs in entries.items()]
-    digest = digest_of([VERSION, named])
+    named = [(key, [(run.run_id, run.finished) for run in runs]) for key, runs in entries.items()]
+    names = ("analyses", f"{digest_of([VERSION, named])}.json")
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(_to_json(_analyse(entries, source))))
 
-    path = source.cache.file("analyses", f"{digest}.json", make=write)
-    return _from_json(json.loads(path.read_text()))
+    found = _read_analysis(source.cache.file(*names, make=write))
+    if found.missing:
+        _, still = _read_all({key: entries[key] for key in found.missing}, Reader(source))
+        if still != found.missing:
+            found = _read_analysis(source.cache.file(*names, make=write, again=True))
+    return found
 
 
 def _analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
-    intervals = {f: one for f, runs in entries.items() if (one := _interval(runs))}
+    intervals = {key: one for key, runs in entries.items() if (one := _interval(runs))}
     if len(entries) > MOST_ENTRIES:
-        return Analysis(intervals, {}, {}, {})
-    found = {f: read_predictions(source, runs) for f, runs in entries.items()}
-    predictions = {f: one for f, one in found.items() if one is not None}
-    comparisons = _compare_all({f: _top1(entries[f]) for f in predictions}, predictions)
-    ranks: dict[str, tuple[int, int]] = {}
-    names = list(entries)
-    if len(comparisons) == len(names) * (len(names) - 1) // 2:
-        places = {f: place for place, f in enumerate(names)}
-        differ = {(places[a], places[b]): c.differ for (a, b), c in comparisons.items()}
-        scores = [sum(_top1(entries[f])) / len(entries[f]) for f in names]
-        ranks = dict(zip(names, statistics.rank_ranges(scores, differ), strict=True))
-    errors = {f: 100 * _calibration_error(one) for f, one in predictions.items()}
-    return Analysis(intervals, errors, ranks, comparisons)
+        return dataclasses.replace(NOTHING, intervals=intervals)
+    reader = Reader(source)
+    predictions, missing = _read_all(entries, reader)
+    errors = {key: 100 * _calibration_error(one) for key, one in predictions.items()}
+    top1 = {key: _top1(runs) for key, runs in entries.items()}
+    comparisons, unlike = _compare_all(top1, predictions, reader)
+    ranges = _rank_ranges(top1, comparisons)
+    return Analysis(intervals, errors, ranges, comparisons, missing, unlike)
+
+
+def _read_all(
+    entries: Mapping[str, tuple[Run, ...]], reader: Reader
+) -> tuple[dict[str, Predictions], dict[str, str]]:
+    """The predictions of each entry, or why it has none."""
+    found, missing = {}, {}
+    for key, runs in entries.items():
+        try:
+            found[key] = reader.read(runs)
+        except MissingError as error:
+            missing[key] = str(error)
+    return found, missing
+
+
+def _rank_ranges(
+    top1: Mapping[str, Sequence[float]], comparisons: Mapping[tuple[str, str], Comparison]
+) -> dict[str, tuple[int, int]]:
+    places = {key: place for place, key in enumerate(top1)}
+    scores = [fmean(values) for values in top1.values()]
+    differ = {}
+    for (a, b), one in comparisons.items():
+        i, j = places[a], places[b]
+        # On the images that both have, the order might be another one than that of the means.
+        differ[i, j] = one.differ and (one.difference > 0) == (scores[i] > scores[j])
+    return dict(zip(top1, statistics.rank_ranges(scores, differ), strict=True))
 
 
 def _top1(runs: Sequence[Run]) -> list[float]:
@@ -114,10 +154,10 @@ def _interval(runs: Sequence[Run]) -> Interval | None:
     top1 = _top1(runs)
     if len(top1) > 1:
         return _clipped(statistics.seed_interval(top1))
-    images = runs[0].metrics.get(Metric.VAL_IMAGES)
-    if not images:
+    images = int(runs[0].metrics.get(Metric.VAL_IMAGES, 0))
+    if images < 1 or not 0 <= top1[0] <= 100:
         return None
-    low, high = statistics.wilson_interval(round(top1[0] / 100 * images), int(images))
+    low, high = statistics.wilson_interval(round(top1[0] / 100 * images), images)
     return Interval(100 * low, 100 * high)
 
 
@@ -132,33 +172,53 @@ def _calibration_error(predictions: Predictions) -> float:
 
 
 def _compare_all(
-    top1: Mapping[str, Sequence[float]], predictions: Mapping[str, Predictions]
-) -> dict[tuple[str, str], Comparison]:
+    top1: Mapping[str, Sequence[float]], predictions: Mapping[str, Predictions], reader: Reader
+) -> tuple[dict[tuple[str, str], Comparison], dict[tuple[str, str], tuple[int, int]]]:
+    """The tests of all pairs that have enough common images, and what the others have.
+
+    What has no test counts in the correction as one that found nothing, and the scatter over
+    seeds is that of all entries: so no missing file ever makes another verdict sharper.
+    """
     found: dict[tuple[str, str], Comparison] = {}
+    unlike: dict[tuple[str, str], tuple[int, int]] = {}
     noise = statistics.seed_noise(list(top1.values()))
-    correct = {f: one.correct for f, one in predictions.items()}
+    rows = {key: _Rows(one.top1, one.correct) for key, one in predictions.items()}
     for a, b in combinations(predictions, 2):
-        if predictions[a].same_images(predictions[b]):
-            found[a, b] = _compare(
-                (top1[a], top1[b]),
-                (correct[a], correct[b]),
-                (predictions[a], predictions[b]),
-                noise,
-            )
-    corrected = statistics.holm([comparison.p for comparison in found.values()])
+        of_a, of_b = rows[a], rows[b]
+        if predictions[a].images is not predictions[b].images:
+            common = reader.common(predictions[a].images, predictions[b].images)
+            if not common.is_nearly_all:
+                unlike[a, b] = common.count, common.of
+                continue
+            of_a, of_b = of_a.at(common.places[0]), of_b.at(common.places[1])
+        found[a, b] = _compare(of_a, of_b, noise)
+    pairs = list(combinations(top1, 2))
+    corrected = statistics.holm([found[pair].p if pair in found else 1.0 for pair in pairs])
     return {
-        pair: dataclasses.replace(comparison, p_corrected=p)
-        for (pair, comparison), p in zip(found.items(), corrected, strict=True)
-    }
+        pair: dataclasses.replace(found[pair], p_corrected=p)
+        for pair, p in zip(pairs, corrected, strict=True)
+        if pair in found
+    }, unlike
 
 
-def _compare(
-    top1: tuple[Sequence[float], Sequence[float]],
-    correct: "tuple[NDArray[Any], NDArray[Any]]",
-    predictions: tuple[Predictions, Predictions],
-    noise: statistics.SeedNoise | None,
-) -> Comparison:
-    (top1_a, top1_b), (a, b) = top1, correct
+class _Rows(NamedTuple):
+    """(runs, images) of one entry."""
+
+    top1: "NDArray[Any]"
+    correct: "NDArray[Any]"
+
+    def at(self, places: "NDArray[Any]") -> "_Rows":
+        return _Rows(self.top1[:, places], self.correct[:, places])
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Of each run, in percent."""
+        return [100 * float(share) for share in self.correct.mean(axis=1)]
+
+
+def _compare(of_a: _Rows, of_b: _Rows, noise: statistics.SeedNoise | None) -> Comparison:
+    a, b = of_a.correct, of_b.correct
+    top1_a, top1_b = of_a.accuracies, of_b.accuracies
     runs_a, runs_b = len(a), len(b)
     # On a common scale of integers: right in i of runs_a against j of runs_b.
     p_images = statistics.image_test(runs_b * a.sum(axis=0) - runs_a * b.sum(axis=0))
@@ -166,7 +226,7 @@ def _compare(
     p = max(p_images, p_seeds or 0.0)
     pairs = [(i, j) for i in range(runs_a) for j in range(runs_b)]
     low, high = statistics.paired_bootstrap(a, b)
-    same = [(predictions[0].top1[i] == predictions[1].top1[j]).mean() for i, j in pairs]
+    same = [(of_a.top1[i] == of_b.top1[j]).mean() for i, j in pairs]
     return Comparison(
         difference=sum(top1_a) / runs_a - sum(top1_b) / runs_b,
         interval=Interval(100 * low, 100 * high),
@@ -188,16 +248,21 @@ def _to_json(analysis: Analysis) -> dict[str, Any]:
         "calibration_errors": analysis.calibration_errors,
         "rank_ranges": analysis.rank_ranges,
         "comparisons": [[*p, dataclasses.astuple(c)] for p, c in analysis.comparisons.items()],
+        "missing": analysis.missing,
+        "unlike": [[*pair, *common] for pair, common in analysis.unlike.items()],
     }
 
 
-def _from_json(content: dict[str, Any]) -> Analysis:
+def _read_analysis(path: Path) -> Analysis:
+    content = json.loads(path.read_text())
     comparisons = {}
     for a, b, (difference, interval, *rest) in content["comparisons"]:
         comparisons[a, b] = Comparison(difference, Interval(*interval), *rest)
     return Analysis(
-        intervals={f: Interval(*interval) for f, interval in content["intervals"].items()},
+        intervals={key: Interval(*interval) for key, interval in content["intervals"].items()},
         calibration_errors=content["calibration_errors"],
-        rank_ranges={f: (low, high) for f, (low, high) in content["rank_ranges"].items()},
+        rank_ranges={key: (low, high) for key, (low, high) in content["rank_ranges"].items()},
         comparisons=comparisons,
+        missing=content["missing"],
+        unlike={(a, b): (count, of) for a, b, count, of in content["unlike"]},
     )

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from leaderboard.analysis import MOST_ENTRIES, NOTHING, Analysis, analyse
+from leaderboard import marks
+from leaderboard.analysis import NOTHING, Analysis, analyse
 from leaderboard.bundle import PLACES
 from leaderboard.pareto import front
-from leaderboard.runs import Measurement, Run
+from leaderboard.runs import Measurement, Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.config.match import TOLERANCE, read_target
@@ -48,7 +49,8 @@ COLUMNS = (
            meaning="by mean top-1 among all entries of the protocol, chance or not"),
     Column("ranks",             "rank",                  "ranks",                  "s",
            meaning="range of ranks: 1 + entries that are better beyond chance, to all but those "
-                   "that are worse beyond chance (paired tests, corrected by Holm)"),
+                   "that are worse beyond chance (paired tests, corrected by Holm); "
+                   "?: not tested against all others"),
     Column("model",             "model",                 "label",                  "s"),
     Column("mixer",             "mixer",                 "mixer",                  "s"),
     Column("size",              "size",                  "size",                   "s"),
@@ -66,6 +68,8 @@ COLUMNS = (
            meaning="top-1 of the exponential moving average of the weights"),
     Column("calibration_error", "ECE (%)",               "calibration_error",      ".2f",
            meaning="expected calibration error in 15 bins: mean gap of confidence and accuracy"),
+    Column("unreadable",        "unreadable images",     "unreadable",              "d",
+           meaning="of the validation images, all seeds together: left out of the accuracies"),
     Column("parameters",        "parameters",            Metric.PARAMETERS,        ",.0f"),
     Column("gmacs",             "GMACs (multiply-adds)", Metric.GMACS,             ".3f",
            meaning="10⁹ multiply-adds of one image's forward pass; papers call them GFLOPs"),
@@ -80,6 +84,10 @@ COLUMNS = (
     Column("training_seconds",  "training time (s)",     Metric.TRAINING_SECONDS,  ",.0f",
            meaning="validation and measuring not included"),
     Column("seeds",             "seeds",                 "seeds",                  "d",     True),
+    Column("mixed",             "seeds differ in",       "mixed",                  "s",
+           meaning="versions or code that not all runs of the entry share"),
+    Column("versions",          "versions",              "versions",               "s",
+           meaning="of what a result can depend on, as the runs recorded them"),
 )
 # fmt: on
 
@@ -115,8 +123,12 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model: its newest run of each seed."""
+    """One model: its newest run of each seed.
 
+    What came in a bundle stands beside one's own runs of the same model, and replaces none.
+    """
+
+    key: str  # unique on its board, and the same whatever else is on it
     rank: int  # by mean top-1 among all entries of the protocol, whatever is filtered or sorted
     label: str
     mixer: str
@@ -126,10 +138,12 @@ class Entry:
     model_fingerprint: str
     runs: tuple[Run, ...]
     superseded: int  # older runs of the same seeds
+    imported: str  # name of the bundle that its runs came in; empty: they were trained here
     efficiencies: Mapping[str, Efficiency]  # hardware -> on it
     hardware: str = ""  # the board's: the figures are of this one
     machine: str = ""  # of which the training time is shown
-    rank_range: tuple[int, int] | None = None  # None: not compared with all others
+    rank_range: tuple[int, int] = (0, 0)  # what is not tested counts as not told apart
+    rank_tested: bool = False  # against every other entry of the board
     top1_interval: Interval | None = None  # in percent
     calibration_error: float | None = None  # in percent
 
@@ -139,9 +153,27 @@ class Entry:
 
     @property
     def ranks(self) -> str:
-        """``2`` or ``1–3``."""
-        low, high = self.rank_range or (self.rank, self.rank)
-        return f"{low}" if low == high else f"{low}–{high}"
+        """``2`` or ``1–3``, or ``1–3 ?``: not tested against all others.
+
+        A single number is a verdict. The only entry of a board is 1 of 1: nobody is better.
+        """
+        low, high = self.rank_range
+        text = f"{low}" if low == high else f"{low}–{high}"
+        return text if self.rank_tested else f"{text} {marks.UNTESTED}"
+
+    @property
+    def unreadable(self) -> int | None:
+        """Validation images that could not be read, of all runs; None: none."""
+        key = Metric.UNREADABLE_VAL_IMAGES
+        return round(sum(run.metrics.get(key, 0) for run in self.runs)) or None
+
+    @property
+    def versions(self) -> str | None:
+        return marks.text(marks.versions(self.runs))
+
+    @property
+    def mixed(self) -> str | None:
+        return ", ".join(marks.mixed(self.runs)) or None
 
     @property
     def top1_std(self) -> float | None:
@@ -231,12 +263,7 @@ class Board:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be read beside the numbers, a line each."""
-        notes = []
-        if len(self.everyone) > MOST_ENTRIES and self.analysis.intervals:
-            notes.append(
-                f"{len(self.everyone)} entries: pairs are tested up to {MOST_ENTRIES}, so ranks "
-                "are by mean and chance is not counted"
-            )
+        notes = [*marks.lines(self)]
         if self.hardware:
             notes.append(f"measured on {self.hardware}{self._how_measured()}")
         others = {h: count for h, count in self.hardwares.items() if h != self.hardware}
@@ -248,6 +275,15 @@ class Board:
         if superseded := sum(entry.superseded for entry in self.entries):
             notes.append(f"runs superseded by a newer one of the same model and seed: {superseded}")
         return tuple(notes)
+
+    @property
+    def results(self) -> tuple[Run, ...]:
+        """One run of each model and seed that is shown: one's own before an imported one."""
+        found = defaultdict(list)
+        for entry in self.entries:
+            for run in entry.runs:
+                found[run.model_fingerprint, run.seed].append(run)
+        return tuple(newest(runs) for runs in found.values())
 
     def front(self, cost: str, gain: str = "top1") -> tuple[Entry, ...]:
         """The entries shown that no other beats in both columns, the best cost first.
@@ -268,6 +304,7 @@ class Board:
         rows = [{c.name: entry.value(c) for c in COLUMNS} for entry in self.entries]
         frame = DataFrame(rows, columns=[c.name for c in COLUMNS])
         frame.insert(0, "model_fingerprint", [entry.model_fingerprint for entry in self.entries])
+        frame.insert(0, "key", [entry.key for entry in self.entries])
         return frame.set_index("model")
 
     def comparisons_frame(self) -> "DataFrame":
@@ -276,7 +313,7 @@ class Board:
 
         from pandas import DataFrame
 
-        labels = {entry.model_fingerprint: entry.label for entry in self.everyone}
+        labels = {entry.key: entry.label for entry in self.everyone}
         rows = []
         for (a, b), comparison in self.analysis.comparisons.items():
             content = asdict(comparison)
@@ -320,7 +357,8 @@ def boards(
             values last.
         hardware: whose speed, memory and energy to show: a part of its name or of its id; by
             default the one that most entries of a board were measured on.
-        source: of predictions, for intervals, paired tests and rank ranges; None: without these.
+        source: of predictions, for intervals and paired tests; None: without these, so that any
+            rank is possible.
 
     ValueError: unknown field, value, column or hardware, with the nearest known ones.
     """
@@ -362,7 +400,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def newest(runs: Iterable[Run]) -> Run:
-    return max(runs, key=lambda run: (run.finished, run.run_id))
+    """Of one's own if there are any: anybody may have dated an imported one."""
+    return max(runs, key=lambda run: (not run.imported, run.finished, run.run_id))
 
 
 def hardware_id(hardware: str) -> str:
@@ -377,13 +416,13 @@ def hardware_of(one: Run | Measurement) -> str:
 
 
 def _board(runs: list[Run], measurements: Mapping[tuple[str, str], Sequence[Measurement]]) -> Board:
-    by_model: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        by_model[run.model_fingerprint][run.seed].append(run)
+        groups[run.model_fingerprint, run.imported][run.seed].append(run)
     last = newest(runs)
     entries = [
         _entry(seeds, measurements.get((last.protocol_fingerprint, model), ()))
-        for model, seeds in by_model.items()
+        for (model, _), seeds in groups.items()
     ]
     labels = Counter(entry.label for entry in entries)
     top1 = [fmean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in entries]
@@ -411,9 +450,11 @@ def _board(runs: list[Run], measurements: Mapping[tuple[str, str], Sequence[Meas
 def _entry(seeds: Mapping[str, list[Run]], measurements: Sequence[Measurement]) -> Entry:
     runs = tuple(newest(seeds[seed]) for seed in sorted(seeds, key=lambda s: (len(s), s)))
     last = newest(runs)
+    origin = digest_of(last.imported)[:8] if last.imported else ""
     return Entry(
+        key=f"{last.model_fingerprint}_{origin}" if origin else last.model_fingerprint,
         rank=0,  # known once all models of the board are
-        label=last.model,
+        label=f"{last.model} (imported: {last.imported})" if last.imported else last.model,
         mixer=last.mixer,
         size=last.size,
         backbone=last.backbone,
@@ -421,6 +462,7 @@ def _entry(seeds: Mapping[str, list[Run]], measurements: Sequence[Measurement]) 
         model_fingerprint=last.model_fingerprint,
         runs=runs,
         superseded=sum(len(group) - 1 for group in seeds.values()),
+        imported=last.imported,
         efficiencies=_efficiencies(runs, measurements),
     )
 
@@ -474,7 +516,9 @@ def _finish(board: Board, hardware: str, source: Source | None, column: Column) 
     """With hardware and analysis, sorted."""
     analysis = NOTHING
     if source is not None:
-        analysis = analyse({e.model_fingerprint: e.runs for e in board.everyone}, source)
+        analysis = analyse({e.key: e.runs for e in board.everyone}, source)
+    tested = analysis.tested(entry.key for entry in board.everyone)
+    unknown = (1, len(board.everyone))
 
     machines = Counter(run.hardware for entry in board.everyone for run in entry.runs)
     measured = (entry.efficiencies.get(hardware) for entry in board.everyone)
@@ -488,9 +532,10 @@ def _finish(board: Board, hardware: str, source: Source | None, column: Column) 
                 entry,
                 hardware=hardware,
                 machine=machine,
-                rank_range=analysis.rank_ranges.get(entry.model_fingerprint),
-                top1_interval=analysis.intervals.get(entry.model_fingerprint),
-                calibration_error=analysis.calibration_errors.get(entry.model_fingerprint),
+                rank_range=analysis.rank_ranges.get(entry.key, unknown),
+                rank_tested=entry.key in tested,
+                top1_interval=analysis.intervals.get(entry.key),
+                calibration_error=analysis.calibration_errors.get(entry.key),
             )
             for entry in entries
         ]

@@ -181,7 +181,7 @@ class Bundle:
                 raise BundleError(_one_line(f"measurement {one.run_id}: {problem.line}."))
         return reading._replace(measurements=in_order(measurements))
 
-    def artifact(self, run: Run, name: str) -> Path | None:
+    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
         def write(path: Path) -> None:
             import pyarrow.parquet as pq
             import yaml
@@ -200,7 +200,7 @@ class Bundle:
         table = self._tables.get(name)
         if name != Artifact.CONFIG and (table is None or run.run_id not in table.run_ids):
             return None
-        return self.cache.file("artifacts", run.run_id, name, make=write)
+        return self.cache.file("artifacts", run.run_id, name, make=write, again=again)
 
     def plugins(self, run: Run) -> list[str]:
         """The names of the files that its mixers come from."""

@@ -101,10 +101,18 @@ class Cache:
         with self._open() as db:
             _begin(db)
 
-    def file(self, *names: str, make: Callable[[Path], None]) -> Path:
-        """The file of these names; ``make`` writes it where it is missing, whole or not at all."""
+    def forget(self, pattern: str) -> None:
+        """Remove the files that fit this pattern."""
+        for path in self.folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+    def file(self, *names: str, make: Callable[[Path], None], again: bool = False) -> Path:
+        """The file of these names; ``make`` writes it where it is missing, whole or not at all.
+
+        ``again``: make it anew.
+        """
         path = self.folder.joinpath(*names)
-        if not path.exists():
+        if again or not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
                 new = Path(folder) / path.name

@@ -24,6 +24,7 @@ NO_REFUSED: Mapping[str, str] = MappingProxyType({})
 
 # Left out in this order where a terminal is too narrow; the model's label repeats some of them.
 HIDE_FIRST = (
+    "versions",
     *("latency_ms", "backbone", "mixer", "size", "stem", "top5", "training_seconds"),
     *("joules_per_image", "memory_mib", "calibration_error", "ema_top1", "gmacs"),
     "images_per_second",
@@ -212,8 +213,11 @@ def _json_entry(entry: Entry) -> dict[str, object]:
         elif column.is_metric and (summary := entry.summary(column.key)):
             values[column.name] = summary._asdict()
     return values | {
+        "key": entry.key,
         "model_fingerprint": entry.model_fingerprint,
+        "imported": entry.imported,
         "rank_range": entry.rank_range,
+        "rank_tested": entry.rank_tested,
         "superseded": entry.superseded,
         "runs": runs,
     }
@@ -221,7 +225,7 @@ def _json_entry(entry: Entry) -> dict[str, object]:
 
 def _json_comparisons(board: Board) -> list[dict[str, object]]:
     """Pairs of shown entries; fields as in `analysis.Comparison`."""
-    labels = {entry.model_fingerprint: entry.label for entry in board.entries}
+    labels = {entry.key: entry.label for entry in board.entries}
     return [
         {"a": labels[a], "b": labels[b]} | asdict(comparison)
         for (a, b), comparison in board.analysis.comparisons.items()

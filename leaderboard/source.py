@@ -1,10 +1,13 @@
 """Where results come from: an MLflow store or server, or a bundle."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from leaderboard.cache import Cache
 from leaderboard.runs import Curves, Reading, Run
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -20,11 +23,37 @@ class Source(Protocol):
 
     def read(self) -> Reading: ...
 
-    def artifact(self, run: Run, name: str) -> Path | None:
-        """A file that the run logged; None if it logged none of this name."""
+    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
+        """A file that the run logged; None if it logged none of this name.
+
+        ``again``: not the copy that was kept, which is damaged.
+        """
         ...
 
     def curves(self, run: Run) -> Curves: ...
+
+
+class UnreadableError(ValueError):
+    """An artifact is not what it should be."""
+
+
+def read_artifact(source: Source, run: Run, name: str, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of a run's artifact; None if it logged none of this name.
+
+    A kept copy that cannot be read is fetched once more: what was mended in a store is seen.
+
+    UnreadableError: nor can that one; another ValueError: it cannot be fetched.
+    """
+    for again in (False, True):
+        path = source.artifact(run, name, again=again)
+        if path is None:
+            return None
+        try:
+            return read(path)
+        except Exception as error:  # a damaged file can make Arrow raise anything
+            cause = error.__context__ or error
+            reason = str(cause)[:100] if type(cause) is ValueError else "truncated or damaged"
+    raise UnreadableError(reason)
 
 
 def open_source(place: str, *, refresh: bool = False) -> Source:

@@ -41,6 +41,7 @@ SCHEMES = ("sqlite", "file", "http", "https", "postgresql", "mysql", "mssql")
 PAGE = 500  # runs; a server takes about 3 s, its time limit below is 30 s
 _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 NEWEST = 3  # runs that a server is asked for, one by one, each time
+_NAMES = "names.json"  # of the artifacts that a run has
 CLOCK_SKEW_MS = 10 * 60 * 1000  # between the machines that upload to one store
 
 
@@ -63,6 +64,7 @@ class Store:
         self.cache = Cache(f"store {path.resolve()}" if path else tracking_uri)
         if refresh:
             self.cache.clear()
+            self.cache.forget(f"artifacts/*/{_NAMES}")
 
     def read(self) -> Reading:
         """ValueError: MLflow refuses to read it, or the server does not answer."""
@@ -81,7 +83,7 @@ class Store:
         experiments = json.loads(self.cache.facts()["experiments"])
         return reading_of(self.cache.runs(), self.cache.parts(), experiments)
 
-    def artifact(self, run: Run, name: str) -> Path | None:
+    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
         """Downloaded once: a finished run keeps its artifacts. ValueError: as `read`."""
 
         def list_names(path: Path) -> None:
@@ -94,10 +96,10 @@ class Store:
                 client.download_artifacts(run.run_id, name, str(path.parent))
 
         kept = ("artifacts", _version_of(run))
-        listing = self.cache.file(*kept, "names.json", make=list_names)
+        listing = self.cache.file(*kept, _NAMES, make=list_names, again=again)
         if name not in json.loads(listing.read_text()):
             return None
-        return self.cache.file(*kept, "files", name, make=download)
+        return self.cache.file(*kept, "files", name, make=download, again=again)
 
     def curves(self, run: Run) -> Curves:
         """ValueError: as `read`."""

@@ -134,8 +134,14 @@ class BundleTable:
         return table
 
 
-def read_logged(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
+def read_logged(
+    path: Path, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> "pa.Table":
     """A file as a run logged it: ``predictions.parquet`` or ``hardest_images.parquet``.
+
+    Args:
+        columns: those that are needed; None: all that there are.
+        optional: those that are read, too, where it has them.
 
     TableError: it is none, lacks a column, or is larger than any run's.
     """
@@ -143,6 +149,8 @@ def read_logged(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
         file = _File(path)
         if missing := set(columns or ()) - {*file.schema.names}:
             raise ValueError(f"it has no column {min(missing)}")
+        if columns is not None:
+            columns = [*columns, *(name for name in optional if name in file.schema.names)]
         return file.read(range(file.groups), columns)
 
 

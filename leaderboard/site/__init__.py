@@ -142,14 +142,10 @@ class _Writer:
 
     def _write_board(self, board: Board) -> None:
         details = {
-            entry.model_fingerprint: data.read_details(self.source, board, entry)
-            for entry in board.entries
+            entry.key: data.read_details(self.source, board, entry) for entry in board.entries
         }
         slug = _slug(board.fingerprint)
-        hrefs = {
-            entry.model_fingerprint: f"entry-{slug}-{_slug(entry.model_fingerprint)}.html"
-            for entry in board.entries
-        }
+        hrefs = {entry.key: f"entry-{slug}-{_slug(entry.key)}.html" for entry in board.entries}
         content = data.script(data.board_data(board, details, hrefs))
         self._text(f"board-{slug}.js", f"window.mixerbench = {content};\n")
         self._text(f"board-{slug}.csv", render.csv([board]))
@@ -174,15 +170,13 @@ class _Writer:
         )
         for entry in board.entries:
             self._page(
-                hrefs[entry.model_fingerprint],
+                hrefs[entry.key],
                 "entry.html",
                 title=data.name(entry.label),
                 entry=entry,
                 columns=[c for c in COLUMNS if entry.value(c) is not None and c.in_tables],
-                details=details[entry.model_fingerprint],
-                content=data.entry_data(
-                    entry, details[entry.model_fingerprint], few=data.has_few(board)
-                ),
+                details=details[entry.key],
+                content=data.entry_data(entry, details[entry.key], few=data.has_few(board)),
                 locks={run.run_id: self._lock(run) for run in entry.runs},
                 settings=self._settings(entry.runs[-1]),
                 **common,
@@ -303,7 +297,7 @@ def _environment() -> "Environment":
 def sort_key(entry: Entry, column: Column) -> str:
     """What a table sorts by; missing numbers last."""
     if column.name == "ranks":
-        low, high = entry.rank_range or (entry.rank, entry.rank)
+        low, high = entry.rank_range
         return f"{low}.{high:05d}"
     value = entry.value(column)
     if column.format == "s":

@@ -99,7 +99,7 @@ def looks(board: Board) -> dict[str, dict[str, str]]:
     mixers = sorted({entry.mixer for entry in board.everyone})
     found, seen = {}, dict.fromkeys(mixers, 0)
     for entry in sorted(board.everyone, key=lambda entry: (entry.rank, entry.label)):
-        found[entry.model_fingerprint] = {
+        found[entry.key] = {
             "color": COLORS[mixers.index(entry.mixer) % len(COLORS)],
             "symbol": SYMBOLS[seen[entry.mixer] % len(SYMBOLS)],
         }
@@ -125,14 +125,14 @@ def board_data(
         "classNames": class_names(details),
         "entries": [
             {
-                "id": entry.model_fingerprint,
+                "id": entry.key,
                 "label": name(entry.label),
                 "mixer": name(entry.mixer),
                 "size": name(entry.size),
                 "backbone": name(entry.backbone),
                 "stem": name(entry.stem),
                 "ranks": entry.ranks,
-                "href": hrefs[entry.model_fingerprint],
+                "href": hrefs[entry.key],
                 "values": {c.name: short(entry.value(c)) for c in numeric},
                 "texts": {c.name: cell(entry, c) for c in numeric},
                 "intervals": {
@@ -145,9 +145,9 @@ def board_data(
                     for column in numeric
                     if (interval := entry.interval(column))
                 },
-                "curves": mean_curves(entry, details[entry.model_fingerprint].curves, points, keys),
-                **_for_plots(details[entry.model_fingerprint], len(board.entries)),
-                **look[entry.model_fingerprint],
+                "curves": mean_curves(entry, details[entry.key].curves, points, keys),
+                **_for_plots(details[entry.key], len(board.entries)),
+                **look[entry.key],
             }
             for entry in board.entries
         ],
@@ -188,7 +188,7 @@ def images_per_epoch(entries: Iterable[Entry], details: Mapping[str, Details]) -
     """As the protocol has it; 0 if no run says."""
     for entry in entries:
         for run in entry.runs:
-            epochs = details[entry.model_fingerprint].curves[run.run_id].get(Metric.EPOCH)
+            epochs = details[entry.key].curves[run.run_id].get(Metric.EPOCH)
             seen = run.metrics.get(Metric.IMAGES_SEEN)
             if epochs and epochs[-1][1] > 0 and seen:
                 return short(seen / epochs[-1][1]) or 0.0
@@ -239,7 +239,7 @@ def entry_data(entry: Entry, details: Details, *, few: bool) -> dict[str, Any]:
     return {
         "curves": {key: {"label": CURVES[key][1], "runs": runs} for key, runs in curves.items()},
         "axes": CURVE_AXES,
-        "imagesPerEpoch": images_per_epoch([entry], {entry.model_fingerprint: details}),
+        "imagesPerEpoch": images_per_epoch([entry], {entry.key: details}),
         "confusion": details.answers.confusion if details.answers else [],
         **_for_plots(details, entries=1),
     }
@@ -260,7 +260,7 @@ def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
     if not board.analysis.comparisons:
         return rows
     for a, b in combinations(board.entries, 2):
-        one = board.analysis.compare(a.model_fingerprint, b.model_fingerprint)
+        one = board.analysis.compare(a.key, b.key)
         if one is None:
             rows.append(None)
             continue

@@ -46,7 +46,7 @@ def export_bundle(uri: str, filters: Sequence[str], out: Path) -> str:
         source = open_source(uri)
         reading = source.read()
         found = boards(reading.runs, filters=filters)
-        runs = [run for board in found for entry in board.entries for run in entry.runs]
+        runs = [run for board in found for run in board.results]
         models = {(run.protocol_fingerprint, run.model_fingerprint) for run in runs}
         measurements = [
             one

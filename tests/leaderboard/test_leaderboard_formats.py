@@ -75,8 +75,8 @@ def test_the_terminal_shows_every_row_within_the_width(reading: Reading, width: 
     assert max(map(len, output.splitlines())) <= width
     for words in (
         f"digits · {DIGITS} · models: 2, runs: 4",
-        r"1 +attention_micro_patch .*80\.40 .*1,000",
-        r"2 +pooling_micro_patch .*70\.50",
+        r"1–4 \? +attention_micro_patch .*80\.40 .*1,000",
+        r"1–4 \? +pooling_micro_patch .*70\.50",
         r"Not on a board: 1 failed, 1 not finished",
     ):
         assert re.search(words, output), words
@@ -130,7 +130,7 @@ def test_one_call_goes_from_store_to_text(store: Any):
     output = leaderboard_text(
         store.uri, filters=[f"protocol={DIGITS}"], sort="parameters", width=100
     )
-    rows = re.findall(r"^\d +(\w+)", output, re.MULTILINE)
+    rows = re.findall(r"^1–4 \? +(\w+)", output, re.MULTILINE)
     assert rows[0] == "shift_micro_patch"
 
 

@@ -7,7 +7,7 @@
   const COSTS = ["parameters", "gmacs", "images_per_second", "latency_ms", "memory_mib",
     "joules_per_image", "training_seconds"];
   const HIDDEN_AT_FIRST = ["size", "backbone", "stem", "top5", "ema_top1", "latency_ms",
-    "joules_per_image", "training_seconds"];
+    "joules_per_image", "training_seconds", "versions"];
   const MOST_CURVES = 24; // more lines cannot be told apart
   const MOST_ROWS = 40; // of the plot against a baseline, the best; all are in its table
   const MOST_NAMES = 12; // in a sentence
@@ -278,18 +278,19 @@
     const baseline = remembered("baseline", () => against(), first.id);
     function against() {
       const base = byFingerprint.get(baseline.value);
-      const rows = shown().filter((entry) => entry !== base)
-        .map((entry) => ({ entry, one: comparison(data, entry, base) })).filter(({ one }) => one)
-        .sort((a, b) => a.one.difference - b.one.difference);
+      const pairs = shown().filter((entry) => entry !== base)
+        .map((entry) => ({ entry, one: comparison(data, entry, base) }));
+      const rows = pairs.filter(({ one }) => one).sort((a, b) => a.one.difference - b.one.difference);
       const named = (kind) => {
-        const all = rows.filter(({ one }) => verdict(one) === kind).reverse()
-          .map(({ entry, one }) => `${short(entry.label)} (${signed(one.difference)})`);
+        const all = kind === "not tested" ? pairs.filter(({ one }) => !one).map(({ entry }) => short(entry.label))
+          : rows.filter(({ one }) => verdict(one) === kind).reverse()
+            .map(({ entry, one }) => `${short(entry.label)} (${signed(one.difference)})`);
         const more = all.length > MOST_NAMES ? ` and ${all.length - MOST_NAMES} more` : "";
         return all.slice(0, MOST_NAMES).join(", ") + more;
       };
       const drawn = rows.slice(-MOST_ROWS);
       const words = [["Better beyond chance", named("better")], ["Cannot be told apart", named("cannot be told apart")],
-        ["Worse beyond chance", named("worse")]].filter(([, names]) => names).map(([kind, names]) => `${kind}: ${names}.`);
+        ["Worse beyond chance", named("worse")], ["Not tested", named("not tested")]].filter(([, names]) => names).map(([kind, names]) => `${kind}: ${names}.`);
       byId("verdict").textContent = words.join(" ") || "There is nothing to compare it with.";
       byId("against-plot").hidden = !drawn.length;
       byId("against-plot").style.height = `${Math.max(9, 5 + 1.7 * drawn.length)}rem`;
@@ -438,6 +439,7 @@
         const one = comparison(data, a, b);
         if (one) rows.push([`${a.label} − ${b.label}`, signed(one.difference), interval(one.interval), probability(one.pImages),
           probability(one.pSeeds), probability(one.p), verdict(one), one.onlyA.toFixed(1), one.onlyB.toFixed(1), `${(100 * one.agreement).toFixed(1)} %`, one.kappa.toFixed(3)]);
+        else rows.push([`${a.label} − ${b.label}`, "", "", "", "", "", "not tested", "", "", "", ""]);
       }));
       table("pairs", ["pair", "difference", "95 % interval", "p (images)", "p (seeds)", "p corrected", "verdict", "only the first right", "only the second right", "say the same", "kappa"], rows);
       showCurves(data, entries);

@@ -1,0 +1,125 @@
+"""What must be known of a board beside its numbers: ranks without a test, images left out, mixes.
+
+Each line names whom it is about, and says what is wrong.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from leaderboard.analysis import MOST_ENTRIES
+from leaderboard.runs import Run
+from mixerbench.tracking.keys import Metric, Param, Tag
+
+if TYPE_CHECKING:
+    from leaderboard.board import Board, Entry
+
+UNTESTED = "?"  # behind a rank
+VERSIONS = ("mixerbench", "torch", "torchvision", "timm", "pillow", "numpy")
+"""Of these a result depends: of their operators, and of how they decode and resize images."""
+
+_CODE = {Tag.GIT_COMMIT: "commit", Tag.GIT_DIRTY: "uncommitted changes"}
+_MOST_LINES = 8  # of one kind
+_MOST_NAMES = 3  # in a line
+
+
+def versions(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
+    """Package -> the versions with which these runs were made, as far as they say."""
+    environments = [run.params.get(Param.ENVIRONMENT.removesuffix("."), {}) for run in runs]
+    found = {}
+    for package in VERSIONS:
+        key = f"{Param.ENVIRONMENT}{package}"
+        if values := {one[key] for one in environments if key in one}:
+            found[package] = tuple(sorted(values))
+    return found
+
+
+def mixed(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
+    """In what the runs of one entry differ that may make their results differ, and its values."""
+    found = {package: values for package, values in versions(runs).items() if len(values) > 1}
+    for tag, name in _CODE.items():
+        if len(values := {run.tags[tag] for run in runs if tag in run.tags}) > 1:
+            found[name] = tuple(sorted(values))
+    return found
+
+
+def lines(board: "Board") -> Iterator[str]:
+    """All that there is to say of this board."""
+    yield from _short(list(_untested(board)))
+    if any(not entry.rank_tested for entry in board.everyone):
+        yield f"{UNTESTED} behind a rank: a pair without a test counts as not told apart"
+    yield from _short([line for entry in board.entries for line in _of_entry(entry)])
+    yield from _versions(board.entries)
+    if imported := [entry for entry in board.entries if entry.imported]:
+        yield (
+            f"imported from others: {len(imported)} of {len(board.entries)} entries; what they "
+            "claim agrees with what they show, but that it was trained so no check can tell"
+        )
+
+
+def _untested(board: "Board") -> Iterator[str]:
+    """Why ranks lack a test, of all entries: each may be a rival of those shown."""
+    analysis, labels = board.analysis, {entry.key: entry.label for entry in board.everyone}
+    if len(labels) > MOST_ENTRIES:
+        yield f"{len(labels)} entries: pairs are tested up to {MOST_ENTRIES}, so no rank is tested"
+        return
+    if len(labels) > 1 and not analysis.rank_ranges:
+        yield "no rank is tested: predictions were not read"
+        return
+    for key, reason in analysis.missing.items():
+        yield f"{labels[key]}: no test of its rank: {reason}"
+    places = {key: place for place, key in enumerate(labels)}
+    left = dict(analysis.unlike)
+    while left:  # whoever is unlike most others is named first
+        counts = Counter(key for pair in left for key in pair)
+        key = max(counts, key=lambda key: (counts[key], places[key]))
+        common = {(a if b == key else b): left.pop((a, b)) for a, b in [*left] if key in (a, b)}
+        names = [labels[other] for other in sorted(common, key=places.__getitem__)]
+        count, of = max(common.values())
+        yield (
+            f"{labels[key]}: no test of its rank against {_names(names)}: evaluated on other "
+            f"images: {'at most ' if len(names) > 1 else ''}{count} of {of} in common"
+        )
+
+
+def _of_entry(entry: "Entry") -> Iterator[str]:
+    left_out = {run.seed: run.metrics.get(Metric.UNREADABLE_VAL_IMAGES, 0) for run in entry.runs}
+    if seeds := [f"seed {seed}: {count:.0f}" for seed, count in left_out.items() if count]:
+        yield (
+            f"{entry.label}: validation images that could not be read and are left out of its "
+            f"accuracy: {', '.join(seeds)}"
+        )
+    differences = mixed(entry.runs)
+    packages = [_of_package(name, differences[name]) for name in VERSIONS if name in differences]
+    if packages:
+        yield f"{entry.label}: its seeds mix versions: {'; '.join(packages)}"
+    if len(commits := differences.get("commit", ())) > 1:
+        yield f"{entry.label}: its seeds mix commits: {', '.join(c[:8] for c in commits)}"
+    if "uncommitted changes" in differences:
+        yield f"{entry.label}: some of its seeds, but not all, were run with uncommitted changes"
+
+
+def _versions(entries: Iterable["Entry"]) -> Iterator[str]:
+    found = versions(run for entry in entries for run in entry.runs)
+    if several := [_of_package(*one) for one in found.items() if len(one[1]) > 1]:
+        yield f"versions on this board: {'; '.join(several)}"
+
+
+def _of_package(name: str, values: Sequence[str]) -> str:
+    return f"{name} {_names(values)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(found: Sequence[str]) -> Iterator[str]:
+    yield from found[:_MOST_LINES]
+    if len(found) > _MOST_LINES:
+        yield f"… and {len(found) - _MOST_LINES} more such lines"
+
+
+def text(found: Mapping[str, Sequence[str]]) -> str | None:
+    """``torch 2.14.0 / 2.15.0, timm 1.0.20``; None: nothing is known."""
+    return ", ".join(f"{name} {' / '.join(values)}" for name, values in found.items()) or None
