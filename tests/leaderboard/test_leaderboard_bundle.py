@@ -149,14 +149,19 @@ def _signed(folder: Path) -> Path:
 
 
 def _shown(source: Source) -> Any:
-    """All that a board shows, without what tells one store from another."""
+    """All that a board shows, without what tells one store from another or whose runs it has."""
     reading = source.read()
     content = json.loads(render.json(boards(reading.runs, reading.measurements, source=source)))
 
     def without_ids(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: without_ids(v) for k, v in value.items() if k not in ("run_id", "run_ids")}
-        return [without_ids(v) for v in value] if isinstance(value, list) else value
+            left_out = ("run_id", "run_ids", "key", "imported")
+            return {k: without_ids(v) for k, v in value.items() if k not in left_out}
+        if isinstance(value, str):
+            return value.removesuffix(" (imported: bundle)")
+        if isinstance(value, list):
+            return [without_ids(v) for v in value if not str(v).startswith("imported from others")]
+        return value
 
     return without_ids(content["boards"])
 
