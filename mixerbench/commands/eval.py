@@ -3,16 +3,19 @@
 torch is loaded once the settings are known to be good.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mixerbench.config.compose import compose, overrides_of
+from leaderboard.text import plain
+from mixerbench.config.compose import compose, overrides_of, part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
-from mixerbench.errors import UserError, as_user_errors
+from mixerbench.errors import UserError, as_user_errors, first_line
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
+from mixers.plan import read_plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,10 +38,10 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
     path = find_file(place, ema)
     with as_user_errors():
         saved = checkpoint.header(path).get("settings")
-    settings = compose([*(overrides_of(saved, given) if saved else []), *given])
+    settings = compose(given) if saved is None else _compose_saved(path, saved, given)
     other_source = ""
     if saved and all(settings.model[part] == saved["model"][part] for part in PARTS):
-        settings.label = saved["label"]  # a preset's name
+        settings.label = plain(saved.get("label", settings.label))  # a preset's name
         digests = settings.model.get("plugins")
         if digests != saved["model"].get("plugins", digests):  # older files have none
             other_source = ", with other source of its plugins than it was trained with"
@@ -50,6 +53,42 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
         f"{result.counted}{other_source}"
     )
+
+
+def _compose_saved(path: Path, saved: Any, given: Sequence[str]) -> Settings:
+    """The settings in a file's header, with those that are given beside or instead of them.
+
+    The header is data. What it says of plugins is told and not done.
+
+    Raises:
+        UserError: they do not fit this version, or need a plugin that is not given.
+    """
+    try:
+        overrides = overrides_of(saved, given)
+        _check_plugins(saved, given)
+        return compose([*overrides, *given])
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path}: {plain(str(error))} (Settings stand in the file itself; where they do not "
+            "fit, give model and protocol here.)"
+        ) from None
+
+
+def _check_plugins(saved: Mapping[str, Any], given: Sequence[str]) -> None:
+    """ValueError: a mixer is of a plugin, which is code, and the command line names none."""
+    chosen = {setting.partition("=")[0] for setting in given}
+    if chosen & {"plugins", "mixer", "preset"}:
+        return
+    known = part_catalog("mixer")
+    unknown = [one.name for one in read_plan(saved["model"]["mixer"]) if one.name not in known]
+    files = ",".join(
+        re.sub(r"[^\w.-]", "_", Path(file).name) for file in saved.get("plugins") or ()
+    )
+    if unknown and files:
+        raise ValueError(
+            f"its mixer {unknown[0]!r} is of the plugin {files}, which is code and is run only "
+            f"when you name it. If you have it and trust it, add 'plugins=[{files}]'."
+        )
 
 
 def evaluate_checkpoint(
@@ -66,13 +105,12 @@ def evaluate_checkpoint(
     from mixerbench.data.loader import eval_loader
     from mixerbench.devices import choose_device, weight_dtype
     from mixerbench.training.evaluation import evaluate
-    from mixerbench.training.loop import build_model
 
     device = choose_device(settings.run.device)
     with as_user_errors():
         load_plugins(settings)
         splits = open_images(settings.protocol)
-        model = build_model(settings, len(splits.train.classes))
+        model = _build(settings, len(splits.train.classes), len(tensors))
         load_weights(model, tensors, settings.label)
     model.to(device, weight_dtype(settings.run.precision))
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
@@ -80,6 +118,24 @@ def evaluate_checkpoint(
     with as_user_errors():
         result = evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
     return result, splits.val
+
+
+def _build(settings: Settings, num_classes: int, entries: int) -> "nn.Module":
+    """A model that the ``entries`` of a file can belong to.
+
+    Raises:
+        ValueError: its settings ask for more than that, or than this machine has.
+    """
+    from mixerbench.training.loop import build_model
+
+    size = settings.model["size"]
+    blocks = size["depth"] if "depth" in size else sum(size["depths"])
+    if blocks > entries:  # which nobody would live to see built
+        raise ValueError(f"a model of {blocks} blocks has more entries than the file, {entries}.")
+    try:
+        return build_model(settings, num_classes)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # numbers that nothing can have
+        raise ValueError(f"no such model can be built here: {first_line(error)}") from None
 
 
 def find_file(place: str, ema: bool) -> Path:
@@ -135,7 +191,9 @@ def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str
                 if name in tensors and own[name].shape != tensors[name].shape
             ],
         }
-    wrong = [f"{len(names)} {what} ({names[0]}, ...)" for what, names in found.items() if names]
+    wrong = [
+        f"{len(names)} {what} ({plain(names[0])}, ...)" for what, names in found.items() if names
+    ]
     if wrong:
         raise ValueError(
             f"the checkpoint is of another model than {label}: {', '.join(wrong)}. "

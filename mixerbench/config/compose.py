@@ -29,6 +29,7 @@ from mixerbench.config.checks import check
 from mixerbench.config.match import Match, read_target
 from mixerbench.config.plugins import source_digests
 from mixerbench.config.presets import PARTS, with_changes
+from mixerbench.config.saved import check_saved
 from mixerbench.config.schema import (
     Composed,
     Launcher,
@@ -101,19 +102,26 @@ def compose_sweep(arguments: Sequence[str], match: Match | None = None) -> list[
 
 
 def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
-    """Saved settings as overrides, without the parts that the command line chooses anew."""
+    """Saved settings as overrides, without the parts that the command line chooses anew.
+
+    Only that: no code (plugins are named on the command line or not at all), and no download.
+
+    Raises:
+        ValueError: they are no settings, or more than plain data.
+    """
+    check_saved(saved)
     chosen = {override.partition("=")[0] for override in given}
     content = {} if "preset" in chosen else {part: saved["model"][part] for part in PARTS}
-    content["protocol"] = saved["protocol"]
-    overrides = [
+    data = saved["protocol"].get("data")
+    content["protocol"] = dict(saved["protocol"])
+    if isinstance(data, Mapping):
+        content["protocol"]["data"] = {k: v for k, v in data.items() if k != "download"}
+    return [
         override
         for part, values in content.items()
         if part not in chosen
         for override in _part_overrides(part, values)
     ]
-    if saved["plugins"] and "plugins" not in chosen:
-        overrides.append(f"plugins={in_hydras_words(saved['plugins'])}")
-    return overrides
 
 
 def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:

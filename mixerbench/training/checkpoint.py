@@ -23,6 +23,7 @@ CHECKPOINTS = "checkpoints"
 
 _HEADER = "mixerbench"
 _CHECKSUM = "mixerbench.crc32"
+_LONGEST_HEADER = 16_000_000  # characters; ours have some ten thousand
 
 
 class DamagedError(ValueError):
@@ -91,9 +92,9 @@ def load(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
 
     metadata = _metadata(path)
     text = metadata.get(_HEADER, "{}")
+    about = _about(path, text)
     try:
         tensors = load_file(str(path))
-        about: dict[str, Any] = json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     written = metadata.get(_CHECKSUM)
@@ -111,11 +112,19 @@ def header(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: it is no readable safetensors file.
     """
+    return _about(path, _metadata(path).get(_HEADER, "{}"))
+
+
+def _about(path: Path, text: str) -> dict[str, Any]:
+    if len(text) > _LONGEST_HEADER:
+        raise _unreadable(path, f"its header of {len(text):,} characters is none of ours")
     try:
-        found: dict[str, Any] = json.loads(_metadata(path).get(_HEADER, "{}"))
-    except ValueError as error:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
-    return found
+    if not isinstance(about, dict):
+        raise _unreadable(path, "its header is no JSON object")
+    return about
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -126,7 +135,7 @@ def _metadata(path: Path) -> dict[str, str]:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> DamagedError:
+def _unreadable(path: Path, error: object) -> DamagedError:
     return DamagedError(
         f"cannot read the checkpoint {path} ({error}): give a .safetensors file that "
         "mixerbench wrote. Other formats can execute code when they are loaded."
