@@ -26,6 +26,7 @@ _NAMES: Mapping[str, Names] = MappingProxyType(
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 _EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema")
+_WRAPPED = 4  # times at most: a mapping may hold itself
 _COUNTER = "num_batches_tracked"
 _SHOWN = 20  # names in a message, of each kind
 
@@ -69,7 +70,7 @@ def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
         raise ValueError(
             f"the checkpoint holds no moving average ({', '.join(wrappers)}): leave --ema out."
         )
-    while isinstance(inner, Mapping):
+    for _ in range(_WRAPPED):
         wrapped = next((n for n in wrappers if isinstance(inner.get(n), Mapping)), None)
         if wrapped is None:
             break
