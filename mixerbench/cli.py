@@ -179,7 +179,9 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
         import yaml
 
         comment = Matcher(lambda line: print(f"# {line}"))  # what follows is YAML
-        resolved = dataclasses.asdict(compose.compose(options.settings, comment))
+        from mixerbench.tracking.passwords import masked
+
+        resolved = masked(dataclasses.asdict(compose.compose(options.settings, comment)))
         print(yaml.safe_dump(resolved, sort_keys=False), end="")
         return
     from mixerbench.training.place import find_place
@@ -299,12 +301,13 @@ def _eval(arguments: Sequence[str]) -> None:
         "Measure the accuracy of a checkpoint on the validation images.",
         """\
 checkpoint=PLACE is a run's folder or a .safetensors file. The model and the protocol are
-those that it was trained with, unless settings say otherwise.
+those that it was trained with, unless settings say otherwise. A plugin is run only if you name it.
 
 examples:
   mixerbench eval checkpoint=runs/digits-1b2c3d4e/attention_micro-seed0-20261121-101500
   mixerbench eval checkpoint=model.safetensors evaluation.image_size=48
   mixerbench eval checkpoint=model.safetensors data.root=/data/imagenet run.device=cuda
+  mixerbench eval checkpoint=model.safetensors 'plugins=[my_mixer.py]'
 """,
     )
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
@@ -447,7 +450,8 @@ def _measure(arguments: Sequence[str]) -> None:
         """\
 FIELD=VALUE leaves one board and some of its entries, as those of 'mixerbench leaderboard' do.
 run.device, run.precision, run.threads, run.measure_batch_size and run.measure_seconds (of each
-model, and as many again for the latency of one image) are the same for all models.
+model, and as many again for the latency of one image) are the same for all models. A model of a
+plugin is measured if plugins=[FILE.py] names the file that it was trained with.
 
 examples:
   mixerbench measure protocol=digits
@@ -459,12 +463,13 @@ examples:
         "--uri", help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
     )
     options = parser.parse_intermixed_args(arguments)
-    from mixerbench.config.compose import compose
+    from mixerbench.config.compose import compose, find_plugins
     from mixerbench.tracking.measurements import SETTINGS
     from mixerbench.tracking.store import resolve_uri
 
     given = [setting for setting in options.settings if setting.startswith("run.")]
-    filters = [setting for setting in options.settings if setting not in given]
+    plugins = [setting for setting in options.settings if setting.startswith("plugins=")]
+    filters = [one for one in options.settings if one not in given and one not in plugins]
     run = compose(given).run
     for setting in given:
         if setting.partition("=")[0].removeprefix("run.") not in SETTINGS:
@@ -474,7 +479,7 @@ examples:
     os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
     from mixerbench.commands.measure import measure
 
-    measure(filters, run, resolve_uri(options.uri))
+    measure(filters, run, resolve_uri(options.uri), find_plugins(plugins))
 
 
 def _leaderboard(arguments: Sequence[str]) -> None:
@@ -707,15 +712,15 @@ def _sync(arguments: Sequence[str]) -> None:
         """\
 examples:
   mixerbench sync runs/digits-1b2c3d4e/attention_micro-seed0-20261121-101500
-  mixerbench sync runs/*/*
+  mixerbench sync runs/*/* --uri http://mlflow.lab.example:5000
 """,
         settings="+",
     )
+    _add_uri(parser)
     options = parser.parse_intermixed_args(arguments)
-    from mixerbench.commands.sync import sync
+    from mixerbench.commands.sync import sync_all
 
-    for folder in options.settings:
-        print(sync(folder))
+    sync_all(options.settings, options.uri)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_
 from mixerbench.tracking.journal import FILE_NAME
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
 from mixerbench.tracking.measurements import DESCRIPTION, EXPERIMENT
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store, check_reachable
 from mixerbench.tracking.upload import RUN_FILE, Upload
 
@@ -80,7 +81,7 @@ def import_bundle_folder(folder: Path, uri: str) -> str:
     with as_user_errors():
         done = import_bundle(Bundle(folder), uri)
     return (
-        f"{uri}: imported runs: {done.runs}, measurements: {done.measurements}; "
+        f"{without_password(uri)}: imported runs: {done.runs}, measurements: {done.measurements}; "
         f"there already: {done.already_there}"
     )
 
@@ -110,7 +111,8 @@ def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
                     _upload(bundle, one, tracking_uri)
     except Exception as error:  # whatever MLflow raises
         raise TrainingStopped(
-            f"{tracking_uri} failed after {counts['runs']} runs ({first_line(error)}). What came "
+            f"{without_password(tracking_uri)} failed after {counts['runs']} runs "
+            f"({without_password(first_line(error))}). What came "
             "before is whole: import it again for the rest."
         ) from None
     return Imported(**counts)

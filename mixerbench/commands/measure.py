@@ -5,7 +5,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from leaderboard import boards, read_runs
 from leaderboard.board import newest
+from leaderboard.text import plain
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
@@ -37,6 +38,7 @@ from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
 from mixerbench.training.folder import read_settings
 from mixerbench.training.loop import build_model
+from mixers.catalog import plugin_path, source_digest
 from mixers.registry import MIXERS
 
 if TYPE_CHECKING:
@@ -55,17 +57,20 @@ class _Rebuilt:
     protocol: Protocol
 
 
-def measure(filters: Sequence[str], run: Run, uri: str) -> None:
+def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] = ()) -> None:
     """Measure all entries of one board in one interleaved run; print and record the results.
 
     Args:
         filters: as those of the leaderboard; they must leave one board.
         run: ``SETTINGS`` of it, for all models alike.
+        plugins: the files that may be run. What a store holds of plugins is a stranger's code.
 
     Raises:
         UserError: no board or several are left, or no model can be built again.
         TrainingStopped: no room for a batch, or the store refuses the results.
     """
+    with as_user_errors((ValueError, OSError)):
+        trusted = {source_digest(plugin_path(plugin).read_bytes()) for plugin in plugins}
     device = choose_device(run.device)
     torch.set_num_threads(run.threads)
     board = _one_board(filters, uri)
@@ -79,9 +84,9 @@ def measure(filters: Sequence[str], run: Run, uri: str) -> None:
         last = newest(entry.runs)
         labels[last.run_id] = entry.label
         try:
-            rebuilt[last.run_id] = _rebuild(store, last, run)
+            rebuilt[last.run_id] = _rebuild(store, last, run, trusted)
         except Exception as error:  # of MLflow, of an old record, of somebody's plugin
-            print(f"{entry.label} is left out: {first_line(error)}", file=sys.stderr)
+            print(f"{entry.label} is left out: {plain(first_line(error))}", file=sys.stderr)
     if not rebuilt:
         raise UserError("no model of this board can be built again: nothing is left to measure.")
     protocol = next(iter(rebuilt.values())).protocol  # that of all, by its fingerprint
@@ -128,8 +133,12 @@ def _one_board(filters: Sequence[str], uri: str) -> "Board":
     return found[0]
 
 
-def _rebuild(store: Store, trained: "TrainedRun", run: Run) -> _Rebuilt:
+def _rebuild(store: Store, trained: "TrainedRun", run: Run, trusted: Collection[str]) -> _Rebuilt:
     """The model of ``trained``, freshly initialised: weights do not change what it costs.
+
+    Args:
+        trusted: digests of the plugins that the user named. A copy that the store keeps is run if
+            it is one of them, byte for byte, and what the run recorded.
 
     Raises:
         ValueError: it has other parameters or multiply-adds than when it was trained.
@@ -143,7 +152,14 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run) -> _Rebuilt:
         settings.run = run  # the same for all, such as no gradient checkpointing
         try:
             names = kept_names(settings.plugins).values()
-            settings.plugins = [str(folder / Artifact.PLUGINS / name) for name in names]
+            copies = [folder / Artifact.PLUGINS / name for name in names]
+            for copy in copies:
+                if source_digest(copy.read_bytes()) not in trusted:
+                    raise ValueError(
+                        f"it needs the plugin {copy.name}, which is code and is run only when you "
+                        f"name it, as it was then: add 'plugins=[{copy.name}]'."
+                    )
+            settings.plugins = [str(copy) for copy in copies]
             load_plugins(settings)
             model = build_model(settings, int(settings.protocol.data.num_classes or 0))
         finally:  # another run may have another version of a plugin, with the same names

@@ -16,6 +16,7 @@ from leaderboard.server import (
     make_administrator,
 )
 from mixerbench.errors import UserError
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import ARTIFACTS, check_reachable, resolve_uri, store_folder
 
 KEY: Final = "MLFLOW_FLASK_SERVER_SECRET_KEY"
@@ -131,7 +132,7 @@ def _in_address(name: str) -> str:
 def _check_store(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         raise UserError(
-            f"{uri} is a server already: serve starts one on a store. "
+            f"{without_password(uri)} is a server already: serve starts one on a store. "
             "'mixerbench leaderboard publish' puts the pages into it."
         )
     check_reachable(uri, 10)

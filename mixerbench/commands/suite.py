@@ -24,8 +24,9 @@ from mixerbench.launching.suite import (
 from mixerbench.launching.table import FINISHED, SuiteTable
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.tracking.keys import Metric
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import resolve_uri
-from mixerbench.tracking.upload import Upload
+from mixerbench.tracking.upload import Upload, sync_command
 
 
 def train_suite(suite: Suite) -> None:
@@ -83,18 +84,16 @@ def _finished(suite: Suite, fingerprint: str) -> dict[str, Path]:
 
 def _upload(folder: Path, tracking: Tracking) -> None:
     """Bring the store what it has missed; a store that is away now is no reason to stop."""
-    upload = Upload(folder, tracking)
     try:
+        upload = Upload(folder, tracking)
         if not upload.is_complete():
             upload.advance()
     except Exception as error:  # whatever MLflow raises
         print(
-            f"{folder}: the store refused the upload ({first_line(error)}); "
-            f"'mixerbench sync {folder}' uploads the rest.",
+            f"{folder}: the store refused the upload ({without_password(first_line(error))}); "
+            f"'{sync_command(folder, tracking.uri)}' uploads the rest.",
             file=sys.stderr,
         )
-    if upload.uri != resolve_uri(tracking.uri):
-        print(f"{folder} is in another store, {upload.uri}, and not below.", file=sys.stderr)
 
 
 def _accuracies(suite: Suite, fingerprint: str, finished: dict[str, Path]) -> Table:

@@ -1,30 +1,85 @@
 """``mixerbench sync``: upload later what a tracking server has missed."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from mixerbench.config.schema import Tracking
 from mixerbench.errors import UserError, first_line
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import check_reachable, resolve_uri
-from mixerbench.tracking.upload import RUN_FILE, Upload
+from mixerbench.tracking.upload import RUN_FILE, Upload, read_cursor, sync_command
 from mixerbench.training.folder import read_settings
 
 
-def sync(place: str) -> str:
-    """Upload the rest of one run's journal; returns what was done, as a sentence.
+def sync_all(places: Sequence[str], uri: str | None = None) -> None:
+    """Upload the rest of every run's journal, and print what was done; one cannot stop others.
 
     Raises:
-        UserError: there is no run, or the store refuses it.
+        UserError: as ``sync``; of several, how many, after the others.
+    """
+    if len(places) == 1:
+        print(sync(places[0], uri))
+        return
+    failed = 0
+    for place in places:
+        try:
+            print(sync(place, uri))
+        except UserError as error:
+            failed += 1
+            print(f"mixerbench: {error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{failed} of {len(places)} folders could not be uploaded, as said above.")
+
+
+def sync(place: str, uri: str | None = None) -> str:
+    """Upload the rest of one run's journal; returns what was done, as a sentence.
+
+    Args:
+        uri: where to, the user's word; what the folder says of it is a stranger's, perhaps.
+
+    Raises:
+        UserError: there is no run, it was meant for another store, or the store refuses it.
     """
     folder = Path(place)
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder} is no run's folder: give one below run.root.")
-    tracking = read_settings(folder).tracking
-    upload = Upload(folder, tracking)
+    recorded, timeout_seconds = _recorded(folder)
+    address = resolve_uri(uri)
+    if uri is None and recorded not in (None, without_password(address)):
+        raise UserError(
+            f"{folder} was to go to {recorded}, and you would send it to "
+            f"{without_password(address)}: choose, with '{sync_command(folder, recorded)}' or "
+            "another --uri."
+        )
+    try:
+        upload = Upload(folder, Tracking(uri=address, timeout_seconds=timeout_seconds))
+    except (ValueError, OSError) as error:
+        raise UserError(first_line(error)) from None
     if upload.is_complete():
         return f"{folder}: everything was uploaded already"
-    check_reachable(resolve_uri(upload.uri), tracking.timeout_seconds)
+    check_reachable(address, timeout_seconds)
     try:
         upload.advance()
     except Exception as error:  # whatever MLflow raises
-        reason = first_line(error)
+        reason = without_password(first_line(error))
         raise UserError(f"{folder}: the store refused the upload: {reason}") from None
-    return f"{folder}: uploaded to {upload.uri}, run {upload.run_id}"
+    return f"{folder}: uploaded to {without_password(address)}, run {upload.run_id}"
+
+
+def _recorded(folder: Path) -> tuple[str | None, float]:
+    """Where the run was meant to go or has gone, without a password, and how long to wait."""
+    tracking = Tracking()
+    try:
+        tracking = read_settings(folder).tracking
+    except Exception as error:  # of a damaged file: the journal is what counts
+        reason = first_line(error)
+        print(f"mixerbench: {folder} has no readable settings ({reason})", file=sys.stderr)
+    seconds = tracking.timeout_seconds
+    if type(seconds) not in (int, float) or not 0 < seconds <= 3600:
+        seconds = Tracking().timeout_seconds
+    cursor = read_cursor(folder)
+    if cursor is not None:
+        return cursor["uri"], seconds
+    uri = tracking.uri if isinstance(tracking.uri, str) else None
+    return uri and without_password(resolve_uri(uri)), seconds

@@ -18,6 +18,7 @@ import yaml
 from mixerbench.config.schema import Settings, build
 from mixerbench.errors import Interrupted, Preempted, TrainingStopped, UserError, called_exit
 from mixerbench.files import write_whole
+from mixerbench.tracking.passwords import without_password
 
 _KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted, Interrupted)}
 _FINISHED = "finished"
@@ -38,7 +39,7 @@ class Job:
         place.mkdir(parents=True, exist_ok=True)
         job = cls(place)
         text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-        write_whole(job._settings, text)
+        write_whole(job._settings, text, private=True)  # the store's password is in it
         return job
 
     def settings(self) -> Settings:
@@ -60,7 +61,7 @@ class Job:
         try:
             kind, message = _FINISHED, work()
         except (UserError, TrainingStopped) as error:
-            kind, message = type(error).__name__, str(error)
+            kind, message = type(error).__name__, without_password(str(error))
         except SystemExit as end:
             kind, message = TrainingStopped.__name__, called_exit(end)
         if is_first or kind != _FINISHED:

@@ -15,6 +15,7 @@ end         ``status``: FINISHED, FAILED or KILLED
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,11 @@ class Journal:
             self._write({"kind": "metrics", "step": step, "values": new})
             self._last_step.update(dict.fromkeys(new, step))
 
+    def to_disk(self) -> None:
+        """Everything is on the disk when this returns: a crash of the machine loses none of it."""
+        with self._explained():
+            os.fsync(self._file)
+
     def age_seconds(self) -> int:
         """Since the first record."""
         return int(time.time() - self._began)
@@ -91,8 +97,7 @@ class Journal:
         """The last word of this process: everything is on the disk when this returns."""
         try:
             self._write({"kind": "end", "status": status})
-            with self._explained():
-                os.fsync(self._file)
+            self.to_disk()
         except JournalError:
             if status == "FINISHED":
                 raise
@@ -137,6 +142,9 @@ class Silence(Journal):
     def __init__(self) -> None:
         self._last_step = {}
 
+    def to_disk(self) -> None:
+        pass
+
     def _write(self, record: Record) -> None:
         pass
 
@@ -144,7 +152,8 @@ class Silence(Journal):
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     """The whole records from byte ``offset`` on, each with the offset behind it.
 
-    A last line without an end is still being written, or was cut off: it is left out.
+    A last line without an end is still being written, or was cut off: it is left out. A crash of
+    the machine can leave zeros, and anything else damages a line: it is named once and left out.
     """
     if not path.exists():
         return
@@ -154,7 +163,48 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            record = _record(line)
+            if record is not None:
+                yield record, offset
+            elif (path, offset) not in _named:
+                _named.add((path, offset))
+                print(
+                    f"mixerbench: {path} has a damaged line at byte {offset - len(line)}, which is "
+                    "left out; what stands before and behind it counts.",
+                    file=sys.stderr,
+                )
+
+
+_named: set[tuple[Path, int]] = set()
+"""The damaged lines that this process has told of."""
+
+_FIELDS: dict[str, dict[str, type]] = {
+    "start": {"label": str, "total_steps": int},
+    "tags": {"values": dict},
+    "params": {"values": dict},
+    "metrics": {"step": int, "values": dict},
+    "artifact": {"path": str, "folder": str},
+    "end": {"status": str},
+}
+_STATUS = ("FINISHED", "FAILED", "KILLED")
+_MOST = 2**53  # a time in milliseconds, or a step
+
+
+def _record(line: bytes) -> Record | None:
+    """What a line says; None: it is damaged, or no record."""
+    try:
+        record = json.loads(line.strip(b"\0"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    fields: dict[str, type] = {"time": int, "kind": str}
+    fields |= _FIELDS.get(str(record.get("kind")), {})
+    if any(type(record.get(key)) is not kind for key, kind in fields.items()):
+        return None
+    if not 0 <= record["time"] < _MOST or not 0 <= record.get("step", 0) < _MOST:
+        return None
+    return record if record["kind"] != "end" or record["status"] in _STATUS else None
 
 
 def is_finished(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Passwords in addresses of stores: no log, record or page repeats them."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
 _NEXT: Final = r"[\s\"',;(<\[{][A-Za-z][\w+.-]*:"
 """Where another address begins in the same text."""
@@ -23,3 +23,12 @@ def without_password(text: str) -> str:
     'no answer from http://***@host:5000/?token=***'
     """
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def masked(content: Any) -> Any:
+    """Nested settings as they are recorded: every text ``without_password``."""
+    if isinstance(content, dict):
+        return {key: masked(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [masked(value) for value in content]
+    return without_password(content) if isinstance(content, str) else content

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerbench.errors import UserError
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.views import NOTE, missing_tags
 
 ARTIFACTS = "mlartifacts"
@@ -46,6 +47,7 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
     Raises:
         UserError: it does not answer, or is no store.
     """
+    shown = without_password(uri)
     hint = "or train with tracking.offline=true and upload later with 'mixerbench sync'."
     if uri.startswith(("http://", "https://")):
         try:
@@ -54,13 +56,13 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
             status = isinstance(error, urllib.error.HTTPError)
             reason = str(error if status else getattr(error, "reason", error)).strip()
             raise UserError(
-                f"the MLflow server {uri} does not answer ({reason}): "
+                f"the MLflow server {shown} does not answer ({without_password(reason)}): "
                 f"start it, set tracking.uri, {hint}"
             ) from None
     elif uri.startswith(_SQLITE):
         path = Path(uri.removeprefix(_SQLITE))
         if path.is_dir():
-            raise UserError(f"{uri} is a folder: set tracking.uri=sqlite:///FILE.db, {hint}")
+            raise UserError(f"{shown} is a folder: set tracking.uri=sqlite:///FILE.db, {hint}")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"no place for {path}: its folder is missing or not writable, {hint}")
         if path.is_file() and path.stat().st_size:
@@ -69,12 +71,12 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
                     raise UserError(f"{path} is no SQLite database: set tracking.uri, {hint}")
     elif uri.startswith("file:") or "://" not in uri:
         raise UserError(
-            f"tracking.uri={uri}: MLflow no longer writes to plain folders. "
+            f"tracking.uri={shown}: MLflow no longer writes to plain folders. "
             "Give sqlite:///FILE.db or a server's address."
         )
     elif uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
         raise UserError(
-            f"tracking.uri={uri} is no address of a store: "
+            f"tracking.uri={shown} is no address of a store: "
             f"give sqlite:///FILE.db, http://HOST:PORT, or a database ({', '.join(_SCHEMES)})."
         )
 

@@ -6,6 +6,10 @@ every batch; a failing server is asked again later and never makes training wait
 """
 
 import json
+import posixpath
+import re
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +20,11 @@ from typing import Any
 from filelock import FileLock
 
 from mixerbench.config.schema import Tracking
+from mixerbench.errors import first_line
 from mixerbench.files import write_whole
 from mixerbench.tracking import keys
 from mixerbench.tracking.journal import FILE_NAME, Record, read
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store, resolve_uri
 
 RUN_FILE = "run.json"
@@ -29,6 +35,7 @@ _METRICS_PER_BATCH = 1000  # MLflow's limits for one call
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
 _TAG_LENGTH = 8000
+_KEY = re.compile(r"[\w.\-/: ]{1,250}")  # what MLflow takes
 _MAX_PAUSE_SECONDS = 60.0
 
 
@@ -39,13 +46,16 @@ class Upload:
     """
 
     def __init__(self, folder: Path, tracking: Tracking) -> None:
+        """ValueError: the folder's run.json is damaged, or none of ours."""
         self.folder = folder
         self._tracking = tracking
         self._store: Store | None = None
-        self._run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text())
+        self._refused: set[str] = set()
+        self._run: dict[str, str] = _read_run(folder / RUN_FILE)
         self._offset = 0
         self.uri = resolve_uri(tracking.uri)
         self.run_id: str | None = None
+        self._own_run: str | None = None  # which is known to be of this folder
         self._recall()
 
     def is_complete(self) -> bool:
@@ -60,6 +70,7 @@ class Upload:
         # Two at once would each make an MLflow run. A process that dies leaves the lock open.
         with FileLock(self.folder / f"{CURSOR_FILE}.lock"):
             self._recall()
+            self._check_run()
             for records, offset in _batches(read(self.folder / FILE_NAME, self._offset)):
                 self._send(records)
                 self._offset = offset
@@ -71,7 +82,8 @@ class Upload:
         client, run_id = self._connect(records[0]["time"])
         metrics, params, tags = [], [], []
         for record in records:
-            kind, values = record["kind"], record.get("values", {})
+            kind = record["kind"]
+            values = self._acceptable(record)
             if kind == "metrics":
                 metrics += [
                     Metric(key, value, record["time"], record["step"])
@@ -87,8 +99,8 @@ class Upload:
             client.log_batch(run_id, metrics=metrics, tags=tags)
         for record in records:
             if record["kind"] == "artifact":
-                path = self.folder / record["path"]
-                if path.exists():  # a checkpoint may have been replaced by a newer one
+                path = self._file(record["path"], record["folder"])
+                if path is not None:
                     client.log_artifact(run_id, str(path), record["folder"] or None)
             elif record["kind"] == "start":
                 client.update_run(run_id, status="RUNNING")
@@ -97,15 +109,62 @@ class Upload:
                 client.set_terminated(run_id, record["status"], record["time"])
                 self._delete_doubles(client, run_id)
 
-    def _connect(self, start_time: int) -> tuple[Any, str]:
+    def _acceptable(self, record: Record) -> dict[str, Any]:
+        """The values of a record that MLflow can keep; a journal may be damaged, or a stranger's.
+
+        One that it refused would keep all that comes after it out of the store.
+        """
+        kept = {}
+        for key, value in record.get("values", {}).items():
+            is_number = isinstance(value, float) or (
+                type(value) is int and abs(value) <= sys.float_info.max
+            )
+            if not _KEY.fullmatch(key) or posixpath.normpath(key) != key or key[0] in "./":
+                self._refuse(f"{key!r:.60}, which is no name of a value")
+            elif record["kind"] == "metrics" and not is_number:
+                self._refuse(f"{key}, whose value is {value!r:.60} and no number that fits")
+            elif isinstance(value, (dict, list)):
+                self._refuse(f"{key}, whose value is {value!r:.60} and no single one")
+            else:
+                kept[key] = value
+        return kept
+
+    def _file(self, name: str, place: str) -> Path | None:
+        """A file below the run's folder, links resolved, that a record wants to be uploaded.
+
+        A checkpoint may be gone, replaced by a newer one. What lies elsewhere is nobody's to send:
+        a journal that a stranger wrote could list anything.
+        """
+        if "\0" in name + place:
+            self._refuse(f"the file {name!r:.200}: that is no name")
+            return None
+        path = self.folder / name
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        below = ".." not in Path(place).parts and not Path(place).is_absolute()
+        if not inside or not below or ".." in Path(name).parts:
+            self._refuse(f"the file {name!r:.200}: only those below {self.folder} are uploaded")
+        elif path.exists() and not path.is_file():
+            self._refuse(f"{name!r:.200}: it is no file")
+        elif path.exists():
+            return path
+        return None
+
+    def _refuse(self, what: str) -> None:
+        if what not in self._refused:
+            self._refused.add(what)
+            print(f"mixerbench: {self.folder}: not uploaded: {what}", file=sys.stderr)
+
+    def _open(self) -> Store:
         if self._store is None or self._store.uri != self.uri:
             self._store = Store(self.uri, self._tracking.timeout_seconds)
-        client = self._store.client
+        return self._store
+
+    def _connect(self, start_time: int) -> tuple[Any, str]:
+        store = self._open()
+        client = store.client
         if self.run_id is None:
             run = self._run
-            experiment = self._store.experiment(
-                run["experiment"], run["protocol"], run["description"]
-            )
+            experiment = store.experiment(run["experiment"], run["protocol"], run["description"])
             # A run that was made just before this process died is found again.
             found = self._find(client, experiment)
             self.run_id = (
@@ -115,6 +174,7 @@ class Upload:
                     experiment, start_time, {keys.Tag.UID: run["uid"]}, run["name"]
                 ).info.run_id
             )
+            self._own_run = self.run_id
             self._remember()
         return client, self.run_id
 
@@ -131,19 +191,61 @@ class Upload:
 
     def _recall(self) -> None:
         """Go on where this process or another one has come to."""
-        try:
-            state = json.loads((self.folder / CURSOR_FILE).read_text())
-        except (FileNotFoundError, ValueError):
-            return  # never written, or emptied by a crash: what is there already is found
+        state = read_cursor(self.folder)
+        if state is None or state["uri"] != without_password(self.uri):
+            return  # never written, damaged, or of another store: what is there already is found
         self._offset = max(self._offset, state["offset"])
-        self.uri = state["uri"]
         self.run_id = state["run_id"]
 
+    def _check_run(self) -> None:
+        """Begin anew where the cursor names the run of another folder: a stranger may say so."""
+        if self.run_id is None or self.run_id == self._own_run:
+            return
+        tags = self._open().client.get_run(self.run_id).data.tags
+        if tags.get(keys.Tag.UID) == self._run["uid"]:
+            self._own_run = self.run_id
+        else:
+            self.run_id, self._offset = None, 0
+
     def _remember(self) -> None:
-        state = {"uri": self.uri, "run_id": self.run_id, "offset": self._offset}
+        state = {"uri": without_password(self.uri), "run_id": self.run_id, "offset": self._offset}
         # A full disk is no reason to stop: from an old cursor, more is sent than needed.
         with suppress(OSError):
             write_whole(self.folder / CURSOR_FILE, json.dumps(state))
+
+
+def read_cursor(folder: Path) -> dict[str, Any] | None:
+    """How far a run's journal was uploaded, and where to; None: not at all, or nobody knows."""
+    try:
+        state = json.loads((folder / CURSOR_FILE).read_text())
+        uri, run_id, offset = state["uri"], state["run_id"], state["offset"]
+        known = isinstance(uri, str) and isinstance(run_id, (str, type(None)))
+        if not known or type(offset) is not int or offset < 0:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return {"uri": without_password(uri), "run_id": run_id, "offset": offset}
+
+
+def sync_command(folder: Path, uri: str | None) -> str:
+    """What uploads the rest of a run to where it was meant to go, on this command line."""
+    wanted = resolve_uri(uri)
+    more = f" --uri {shlex.quote(without_password(wanted))}" if wanted != resolve_uri(None) else ""
+    return f"mixerbench sync {shlex.quote(str(folder))}{more}"
+
+
+def _read_run(path: Path) -> dict[str, str]:
+    try:
+        run = json.loads(path.read_text())
+        found = {key: run[key] for key in ("experiment", "protocol", "description", "uid", "name")}
+        if not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("a value is no text")
+        if not re.fullmatch(r"[\w-]{1,64}", found["uid"]):
+            raise ValueError("its uid is none of ours")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{path} is damaged, or no run's ({reason}).") from None
+    return found
 
 
 class BackgroundUpload:

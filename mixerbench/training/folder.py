@@ -22,10 +22,11 @@ from mixerbench.config.schema import (
     fingerprint,
     protocol_fingerprint,
 )
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, first_line
 from mixerbench.files import write_whole
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
+from mixerbench.tracking.passwords import masked
 from mixerbench.tracking.upload import RUN_FILE, Upload
 from mixerbench.training.place import launch_id, may_be_a_restart
 
@@ -102,7 +103,7 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
         part.unlink()
     if not (folder / RUN_FILE).exists():
         _describe(folder, settings, identity)
-    text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+    text = yaml.safe_dump(masked(dataclasses.asdict(settings)), sort_keys=False)
     write_whole(folder / Artifact.CONFIG, text)
     return folder, lock
 
@@ -110,14 +111,33 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
 def find_folders(root: str, identities: Sequence[dict[str, Any]]) -> list[list[Path]]:
     """The folders below ``root`` (run.root) that hold a run, for each identity; newest first."""
     paths = Path(root).expanduser().absolute().glob(f"*/*/{RUN_FILE}")
-    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    there = [path for path in paths if path.is_file()]
+    newest_first = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
     found: list[list[Path]] = [[] for _ in identities]
     for path in newest_first:
-        content = json.loads(path.read_text())
+        content = _identity_in(path)
         for folders, identity in zip(found, identities, strict=True):
             if all(content.get(key) == value for key, value in identity.items()):
                 folders.append(path.parent)
     return found
+
+
+_named: set[Path] = set()
+
+
+def _identity_in(path: Path) -> dict[str, Any]:
+    """What a run.json says; nothing, and a line that names it, where a crash has emptied it."""
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        reason = "no mapping"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+    if path not in _named:
+        _named.add(path)
+        print(f"mixerbench: {path} is set aside, it is damaged ({reason}).", file=sys.stderr)
+    return {}
 
 
 def is_finished(folder: Path) -> bool:
@@ -135,8 +155,19 @@ def is_free(folder: Path, wait_seconds: float = 0) -> bool:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings that a run was started with."""
-    return build(Settings, yaml.safe_load((folder / Artifact.CONFIG).read_text()))
+    """The settings that a run was started with; a password in them was masked.
+
+    Raises:
+        ValueError, TypeError: the file is damaged.
+    """
+    path = folder / Artifact.CONFIG
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings.")
+    return build(Settings, content)
 
 
 def _new_folder(settings: Settings, identity: dict[str, Any]) -> Path:
@@ -235,7 +266,7 @@ def _check_resumable(folder: Path, settings: Settings, identity: dict[str, Any])
         raise UserError(
             f"run.resume={folder} is no run's folder: give never, auto, or a folder below run.root."
         )
-    content = json.loads(path.read_text())
+    content = _identity_in(path)
     for key, value in identity.items():
         if content.get(key) != value:
             if key == _MODEL and _only_plugins_differ(folder, settings):

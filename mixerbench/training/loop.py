@@ -147,6 +147,7 @@ def train(
         progress.unlogged = watch.losses(progress.step, saved)
         progress.corrupt = corrupt.indices
         _check_weights(model, progress.step, saved, group)
+        journal.to_disk()  # first: what a checkpoint has behind it is not measured again
         return state.save(folder / CHECKPOINTS, about, run.keep_checkpoints, group)
 
     def validate() -> tuple[Evaluation, Evaluation]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mixerbench
 from mixerbench.config.schema import Settings
 from mixerbench.tracking.keys import Tag
+from mixerbench.tracking.passwords import without_password
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "hydra-core", "mlflow", "pillow", "numpy")
 
@@ -31,8 +32,8 @@ def installed_packages() -> str:
 
 
 def command(settings: Settings) -> str:
-    """What trains this one run again."""
-    return shlex.join(["mixerbench", "train", *settings.overrides])
+    """What trains this one run again; a password is the user's to add."""
+    return shlex.join(["mixerbench", "train", *map(without_password, settings.overrides)])
 
 
 _FOLDERS = ("mixerbench", "mixers", "leaderboard", "configs")  # of the checkout

@@ -27,6 +27,7 @@ from mixerbench.errors import (
     is_out_of_memory,
     told_to_stop,
 )
+from mixerbench.files import to_disk
 from mixerbench.measure.flops import CountingError, MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
@@ -37,8 +38,9 @@ from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import FILE_NAME, Journal, Silence, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Tag
 from mixerbench.tracking.measurements import measured
+from mixerbench.tracking.passwords import masked, without_password
 from mixerbench.tracking.store import check_reachable, resolve_uri
-from mixerbench.tracking.upload import BackgroundUpload
+from mixerbench.tracking.upload import BackgroundUpload, sync_command
 from mixerbench.tracking.views import NOTE
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import complete, identity_of, is_finished, open_folder
@@ -118,7 +120,8 @@ def run_training(
             if group.is_first:
                 _upload_rest(settings, folder)
             return Finished(folder, None)
-        about = {"identity": identity_of(settings), "settings": dataclasses.asdict(settings)}
+        recorded = masked(dataclasses.asdict(settings))
+        about = {"identity": identity_of(settings), "settings": recorded}
         device = group.device(settings.run.device)
         with _recording(settings, folder) if group.is_first else nullcontext(Silence()) as journal:
             if group.is_first:
@@ -228,7 +231,7 @@ def _close(upload: BackgroundUpload, settings: Settings, folder: Path) -> None:
     except KeyboardInterrupt:
         done = False
     if not done:
-        print(_not_uploaded(folder, upload.error), file=sys.stderr)
+        print(_not_uploaded(folder, upload.error, settings.tracking.uri), file=sys.stderr)
 
 
 @contextmanager
@@ -373,6 +376,7 @@ def _keep(
     """Write the predictions, the final weights, and what could not be read."""
     result.final.write_predictions(folder / Artifact.PREDICTIONS, splits.val)
     result.final.write_hardest(folder / Artifact.HARDEST, splits.val)
+    to_disk(folder / Artifact.PREDICTIONS, folder / Artifact.HARDEST)
     for name in (Artifact.PREDICTIONS, Artifact.HARDEST):
         journal.artifact(folder / name)
     pixels = result.final.pixels(splits.val)
@@ -413,9 +417,9 @@ def _measure(
     journal.metrics(0, measured(measures))
 
 
-def _not_uploaded(folder: Path, error: Exception | None) -> str:
-    reason = f" ({str(error).splitlines()[0]})" if error and str(error) else ""
+def _not_uploaded(folder: Path, error: Exception | None, uri: str | None) -> str:
+    reason = f" ({without_password(first_line(error))})" if error else ""
     return (
         f"MLflow did not take everything in time{reason}; nothing is lost: "
-        f"'mixerbench sync {folder}' uploads the rest."
+        f"'{sync_command(folder, uri)}' uploads the rest."
     )

@@ -211,6 +211,6 @@ def test_the_leaderboard_is_written_as_csv_too(swept: Swept, command: Callable[.
 
 
 def test_there_is_nothing_left_to_sync(swept: Swept, command: Callable[..., Any]) -> None:
-    outcome = command("sync", str(swept.folders["none"]))
+    outcome = command("sync", str(swept.folders["none"]), "--uri", swept.uri)
     assert (outcome.code, outcome.err) == (0, "")
     assert "already" in outcome.out

@@ -30,7 +30,10 @@ TRAIN = [
     "recipe.schedule.warmup_epochs=0", "run.measure_seconds=0.01", "run.measure_batch_size=2",
     "run.progress=false", "run.device=cpu", "tracking.upload_weights=false",
 ]  # fmt: skip
-QUICK = ("run.measure_seconds=0.05", "run.measure_batch_size=3", "run.device=cpu")
+QUICK = (
+    *("run.measure_seconds=0.05", "run.measure_batch_size=3", "run.device=cpu"),
+    "plugins=[mine.py,others/mine.py]",
+)
 PLUGIN = """\
 from mixers import TokenMixer, register_mixer
 
@@ -88,8 +91,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         run_training(compose([*common, f"mixer={mixer}", *own]))
     run_training(compose([*common, "mixer=identity", "recipe.epochs=2"]))
     MIXERS.forget(MIXERS.loaded() - known)  # what another process would not know
-    for path in (plugin, namesake):
-        path.unlink()  # a measuring machine has the store only
     return trained
 
 
@@ -99,7 +100,9 @@ def trained(filled: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.set_num_threads(1)
-    shutil.copy(filled.folder / "mlflow.db", tmp_path / "mlflow.db")
+    for name in ("mlflow.db", "mine.py", "others/mine.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(filled.folder / name, tmp_path / name)
     return Trained(tmp_path)
 
 
@@ -162,6 +165,21 @@ def test_measurements_are_described_and_are_no_entries(trained: Trained, command
     assert [(b.fingerprint, len(b.entries)) for b in after] == [
         (b.fingerprint, len(b.entries)) for b in before
     ]
+
+
+def test_a_plugin_of_the_store_is_run_only_when_it_is_named_as_it_was(
+    trained: Trained, command: Command, tmp_path: Path
+) -> None:
+    board = f"protocol={trained.fingerprint('none')}"
+    named = [one for one in QUICK if one.startswith("plugins=")]
+    quick = [one for one in QUICK if one not in named]
+    (tmp_path / "others/mine.py").write_text("raise SystemExit('this was run')")
+    for given in ([], ["plugins=[mine.py]"], named):
+        outcome = command("measure", board, *quick, *given, "mixer=doubling", "--uri", trained.uri)
+        assert outcome.code == 2
+        first, _ = outcome.err.splitlines()
+        assert "left out: it needs the plugin mine.py" in first
+    assert trained.measurements() == []
 
 
 @pytest.mark.parametrize("metric", [Metric.GMACS, Metric.PARAMETERS])

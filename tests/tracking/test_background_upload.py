@@ -109,7 +109,7 @@ def test_closing_sends_the_rest(
     begin = time.perf_counter()
     assert upload.close(60.0) is True
     assert time.perf_counter() - begin < 60
-    sent = Upload(folder, Tracking())
+    sent = Upload(folder, Tracking(uri=sqlite_uri))
     assert sent.is_complete()
     run = MlflowClient(sqlite_uri).get_run(sent.run_id)
     assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 1.5)

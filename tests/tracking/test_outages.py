@@ -100,7 +100,8 @@ def _assert_mlflow_has_it_all(folder: Path, uri: str) -> None:
     assert run.data.params == params
     assert tags.items() <= run.data.tags.items()
     assert (run.info.status, paths) == (status, artifacts)
-    assert Upload(folder, Tracking()).is_complete()
+    cursor = json.loads((folder / "upload.json").read_text())
+    assert Upload(folder, Tracking(uri=cursor["uri"])).is_complete()
 
 
 @contextmanager
@@ -256,10 +257,10 @@ def test_what_a_server_missed_is_uploaded_later(
 
     proxy.fault = None
     proxy.asked.clear()
-    assert "uploaded to" in sync(str(folder))
+    assert "uploaded to" in sync(str(folder), proxy.uri)
     _assert_mlflow_has_it_all(folder, server.uri)
     assert seconds < proxy.slow_seconds * len(proxy.asked)
-    assert "already" in sync(str(folder))
+    assert "already" in sync(str(folder), proxy.uri)
 
 
 def test_a_database_that_is_gone_is_told_at_the_start_and_training_offline_does_without(
@@ -274,7 +275,7 @@ def test_a_database_that_is_gone_is_told_at_the_start_and_training_offline_does_
         assert not Path(settings.run.root).exists()
         folder = run_training(tiny(server.uri, "tracking.offline=true")).folder
         with pytest.raises(UserError, match="503"):
-            sync(str(folder))
+            sync(str(folder), server.uri)
     finally:
         postgres.start()
     message = str(refusal.value)
@@ -282,7 +283,7 @@ def test_a_database_that_is_gone_is_told_at_the_start_and_training_offline_does_
     for words in (server.uri, "503", "tracking.offline=true"):
         assert words in message
 
-    assert "uploaded to" in sync(str(folder))
+    assert "uploaded to" in sync(str(folder), server.uri)
     _assert_mlflow_has_it_all(folder, server.uri)
 
 

@@ -224,10 +224,25 @@ def test_two_runs_of_one_experiment_share_it(run_folder: RunFolder, tracking: Tr
     assert one.run_id != other.run_id
 
 
-def test_the_store_of_the_first_upload_is_kept(run_folder: RunFolder, sqlite_uri: str) -> None:
+def test_the_store_is_the_one_that_is_asked_for_and_not_that_of_the_first_upload(
+    run_folder: RunFolder, sqlite_uri: str
+) -> None:
     folder = run_folder(*_losses(1))
-    _uploaded(folder, Tracking(uri=sqlite_uri))
-    assert Upload(folder, Tracking(uri="http://127.0.0.1:1")).uri == sqlite_uri
+    assert _uploaded(folder, Tracking(uri=sqlite_uri)).is_complete()
+    other = Upload(folder, Tracking(uri="http://127.0.0.1:1"))
+    assert other.uri == "http://127.0.0.1:1"
+    assert not other.is_complete()  # there it begins from the beginning
+
+
+def test_a_cursor_that_names_another_run_is_not_followed(
+    run_folder: RunFolder, tracking: Tracking
+) -> None:
+    mine = _uploaded(run_folder(*_losses(1)), tracking)
+    theirs = run_folder(*_losses(5))
+    cursor = {"uri": tracking.uri, "run_id": mine.run_id, "offset": 0}
+    (theirs / CURSOR_FILE).write_text(json.dumps(cursor))
+    assert _uploaded(theirs, tracking).run_id != mine.run_id
+    assert _history(mine, "loss") == _expected(1)
 
 
 # --- full disks and damaged files -----------------------------------------------------------
@@ -242,9 +257,11 @@ def test_a_full_disk_loses_nothing_and_doubles_nothing(
     assert _uploaded(folder, Tracking(uri=sqlite_uri)).is_complete()
 
     small_disk.make_room()
-    assert not Upload(folder, Tracking()).is_complete()  # nowhere is written that it was sent
+    assert not Upload(
+        folder, Tracking(uri=sqlite_uri)
+    ).is_complete()  # nowhere is written that it was sent
     again = _uploaded(folder, Tracking(uri=sqlite_uri))
-    assert Upload(folder, Tracking()).is_complete()
+    assert Upload(folder, Tracking(uri=sqlite_uri)).is_complete()
     assert _history(again, "loss") == _expected(50)
     run = _client(again).get_run(again.run_id)
     assert run.info.status == "FINISHED"
@@ -306,7 +323,7 @@ def test_answers_that_are_lost_cost_nothing_and_double_nothing(
     # One is lost and the client's own retry gets through; three in a row, and it gives up.
     proxy.lose = ["runs/log-batch"] * 6 + ["runs/search", "runs/update", "run.json"]
     assert _upload_through(proxy, folder) > 0
-    upload = Upload(folder, Tracking())
+    upload = Upload(folder, Tracking(uri=proxy.uri))
     upload.uri = server.uri
     assert _history(upload, "loss") == _expected(60)
     client = _client(upload)
@@ -323,7 +340,7 @@ def test_a_run_is_made_once_also_when_the_answer_is_lost(
     folder = run_folder(*_losses(3))
     proxy.lose = ["runs/create"]
     _upload_through(proxy, folder)
-    upload = Upload(folder, Tracking())
+    upload = Upload(folder, Tracking(uri=proxy.uri))
     upload.uri = server.uri
     assert _history(upload, "loss") == _expected(3)
     client = _client(upload)
@@ -338,7 +355,7 @@ def test_an_experiment_is_described_also_when_the_answer_is_lost(
     folder = run_folder(*_losses(3))
     proxy.lose = ["experiments/create"]
     _upload_through(proxy, folder)
-    upload = Upload(folder, Tracking())
+    upload = Upload(folder, Tracking(uri=proxy.uri))
     upload.uri = server.uri
     client = _client(upload)
     experiment = client.get_experiment(client.get_run(upload.run_id).info.experiment_id)

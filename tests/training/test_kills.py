@@ -30,7 +30,7 @@ def _train(settings: Settings, killed_in: int | None = None, written: float = 1.
     def flush_or_die(file: int) -> None:
         nonlocal seen
         path = Path(os.readlink(f"/proc/self/fd/{file}"))
-        if path.suffix == ".part":
+        if path.suffixes == [".part"]:  # of a checkpoint; other files have their own before it
             seen += 1
             if seen == killed_in:
                 os.truncate(path, int(path.stat().st_size * written))
