@@ -115,6 +115,15 @@ def fill(made: Made, accuracies: Mapping[str, float], change: Callable[[str, Row
     return made.board()
 
 
+def test_seeds_that_answer_alike_to_the_last_digit_are_no_test(made: Made):
+    board = fill(made, APART, lambda label, own: rows(0.90, seed=0) if label == "one" else own)
+    assert ranks(board) == {"one": "1–3 ?", "two": "1–2 ?", "three": "2–3 ?"}
+    assert any(
+        note.startswith("one:") and "seeds 0 and 1 have the same predictions" in note
+        for note in board.notes
+    )
+
+
 def test_with_every_prediction_there_is_no_mark(made: Made):
     board = fill(made, LIKE, lambda _, table: table)
     assert ranks(board) == dict.fromkeys(("two", "one", "three"), "1–3")
