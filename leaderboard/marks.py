@@ -53,7 +53,7 @@ def lines(board: "Board") -> Iterator[str]:
     if imported := [entry for entry in board.entries if entry.imported]:
         yield (
             f"imported from others: {len(imported)} of {len(board.entries)} entries; what they "
-            "claim agrees with what they show, but that it was trained so no check can tell"
+            "claim agrees with what they show; whether they were trained so, no check can tell"
         )
 
 
