@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from leaderboard.board import Board, Column, Entry, newest
@@ -17,7 +18,7 @@ from leaderboard.render import cell
 from leaderboard.runs import Curves, Run
 from leaderboard.site.answers import Answers, answers_of
 from leaderboard.site.numbers import short, shorts
-from leaderboard.source import Source
+from leaderboard.source import Source, read_artifact
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
 
@@ -277,19 +278,22 @@ def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
 
 
 def _hardest(source: Source, run: Run) -> tuple[Mapping[str, Any], ...]:
-    """As pages show them; none where the file is not one that a run writes."""
-    import pyarrow as pa
+    """As pages show them; none where there is no file that a run writes."""
+    try:
+        return read_artifact(source, run, Artifact.HARDEST, _read_hardest) or ()
+    except ValueError:  # it cannot be read, or not be fetched
+        return ()
+
+
+def _read_hardest(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Raises something: these are no hardest images."""
     import pyarrow.parquet as pq
 
-    path = source.artifact(run, Artifact.HARDEST)
-    if path is None or path.stat().st_size > MOST_HARDEST_BYTES:
-        return ()
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = next(file.iter_batches(MOST_HARDEST), None)
-        return tuple(_hard_image(row) for row in rows.to_pylist()) if rows else ()
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return ()
+    if path.stat().st_size > MOST_HARDEST_BYTES:
+        raise ValueError("the file is too large")
+    with pq.ParquetFile(path) as file:
+        rows = next(file.iter_batches(MOST_HARDEST), None)
+    return tuple(_hard_image(row) for row in rows.to_pylist()) if rows else ()
 
 
 def _hard_image(row: Mapping[str, Any]) -> dict[str, Any]:

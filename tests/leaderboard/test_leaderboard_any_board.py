@@ -50,7 +50,7 @@ class MadeSource:
     def read(self) -> Reading:
         return Reading(tuple(self.runs), {})
 
-    def artifact(self, run: Run, name: str) -> Path | None:
+    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
         path = self.folder / run.run_id / name
         return path if path.exists() else None
 
