@@ -89,6 +89,7 @@ class _Counter:
         """
         from mixerbench.measure.flops import CountingError, count_macs, on_cpu
         from mixerbench.measure.profile import count_parameters
+        from mixers.conformance import check_mixers
 
         model = self._build(size)
         if self._kind == "params":
@@ -97,6 +98,11 @@ class _Counter:
             return count_macs(on_cpu(model), self._settings.protocol.image_size).total
         except CountingError as error:
             raise UserError(str(error)) from None
+        except RuntimeError:  # of the forward pass: is it a mixer's?
+            self._on_meta = False
+            with as_user_errors():
+                check_mixers(self._build(size))
+            raise
 
     def _build(self, size: Size) -> "nn.Module":
         import torch

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from mixerbench.measure.breakdown import OPERATORS, OTHERS
 
 QUICK = "run.measure_seconds=0.05 run.measure_batch_size=2"
@@ -20,6 +22,7 @@ from mixers import TokenMixer, register_mixer
 class Dozing(TokenMixer):
     any_grid = True
     mixes_prefix = False
+    mixes_tokens = False
     paper = "none"
 
     def forward(self, x, grid):
@@ -96,3 +99,28 @@ def test_a_slow_plugin_stands_out(command, tmp_path: Path):
     _, inside = _tables(outcome.out)
     assert inside["mixer"]["kind"] == "Dozing"
     assert _number(inside["mixer"]["share"]) > 60
+
+
+HALF = """
+from mixers import TokenMixer, register_mixer
+
+
+@register_mixer("half")
+class Half(TokenMixer):
+    any_grid = True
+    mixes_prefix = False
+    paper = "none"
+
+    def forward(self, x, grid):
+        return x[:, ::2]
+"""
+
+
+@pytest.mark.parametrize("match", [[], ["match=flops:1G"]])
+def test_a_mixer_of_another_shape_is_one_line(command, tmp_path: Path, match: list[str]):
+    (tmp_path / "half.py").write_text(HALF)
+    plugin = f"plugins=[{tmp_path / 'half.py'}]"
+    outcome = command("profile", "mixer=half", plugin, *match, *QUICK.split())
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert "mixer 'half'" in line and "fails the check 'output shape'" in line
