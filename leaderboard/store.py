@@ -352,8 +352,9 @@ def _check_exists(tracking_uri: str) -> None:
     scheme, separator, _ = tracking_uri.partition("://")
     if not separator or scheme.partition("+")[0] not in SCHEMES:
         raise ValueError(
-            f"cannot read MLflow at {tracking_uri!r}: expected sqlite:///PATH, http://HOST:PORT, "
-            "a database URI, file:///FOLDER (an old mlruns/), or the folder of a bundle."
+            f"cannot read MLflow at {without_password(tracking_uri)!r}: expected "
+            "sqlite:///PATH, http://HOST:PORT, a database URI, file:///FOLDER (an old mlruns/), "
+            "or the folder of a bundle."
         )
     problem = ""
     path = _local_path(tracking_uri)
@@ -372,8 +373,8 @@ def _check_exists(tracking_uri: str) -> None:
                 problem = f"this file is no MLflow store ({error})"
     if problem:
         raise ValueError(
-            f"cannot read MLflow at {tracking_uri}: {problem}. Expected the store of a training "
-            "run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
+            f"cannot read MLflow at {without_password(tracking_uri)}: {problem}. "
+            "Expected the store of a training run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
         )
 
 

@@ -34,6 +34,7 @@ from mixerbench.measure.profile import Measures
 from mixerbench.measure.speed import Spread
 from mixerbench.tracking.keys import Artifact, Metric, Param
 from mixerbench.tracking.measurements import EXPERIMENT, SETTINGS, fetch_settings, record
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
 from mixerbench.training.folder import read_settings
@@ -77,7 +78,9 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
     try:
         store = Store(uri, _STORE_TIMEOUT_SECONDS)
     except Exception as error:  # whatever MLflow raises
-        raise UserError(f"the results cannot be recorded there: {first_line(error)}") from None
+        raise UserError(
+            f"the results cannot be recorded there: {without_password(first_line(error))}"
+        ) from None
     labels: dict[str, str] = {}  # by the id of the run that a model is built from
     rebuilt: dict[str, _Rebuilt] = {}
     for entry in board.entries:
@@ -86,7 +89,10 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
         try:
             rebuilt[last.run_id] = _rebuild(store, last, run, trusted)
         except Exception as error:  # of MLflow, of an old record, of somebody's plugin
-            print(f"{entry.label} is left out: {plain(first_line(error))}", file=sys.stderr)
+            print(
+                f"{entry.label} is left out: {plain(without_password(first_line(error)))}",
+                file=sys.stderr,
+            )
     if not rebuilt:
         raise UserError("no model of this board can be built again: nothing is left to measure.")
     protocol = next(iter(rebuilt.values())).protocol  # that of all, by its fingerprint
@@ -116,8 +122,8 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
         record(store, measures, session=session, tags=provenance.git_tags(), params=settings)
     except Exception as error:  # whatever MLflow raises
         raise TrainingStopped(
-            f"the store refused the results ({first_line(error)}): they stand above and nowhere "
-            "else."
+            f"the store refused the results ({without_password(first_line(error))}): they stand "
+            "above and nowhere else."
         ) from None
     print(f"recorded as session {session} in the experiment {EXPERIMENT}")
 

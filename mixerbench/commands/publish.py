@@ -11,6 +11,7 @@ from leaderboard.site import board_page, single_page, write_site
 from leaderboard.source import open_source
 from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
 from mixerbench.tracking.keys import LEADERBOARD, SCHEMA_VERSION, Artifact, Tag
+from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store, resolve_uri
 from mixerbench.tracking.views import page_tags
 
@@ -62,7 +63,9 @@ def publish(uri: str | None, filters: Sequence[str], plugins: Sequence[str] = ()
     except UserError:
         raise
     except Exception as error:  # whatever MLflow raises
-        raise TrainingStopped(f"cannot publish at {source.name} ({first_line(error)}).") from None
+        raise TrainingStopped(
+            f"cannot publish at {source.name} ({without_password(first_line(error))})."
+        ) from None
     return "\n".join(lines)
 
 

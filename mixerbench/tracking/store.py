@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from mixerbench.errors import UserError
 from mixerbench.tracking.passwords import without_password
@@ -82,6 +83,8 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
 
 
 def _ask_server(uri: str, timeout_seconds: float) -> None:
+    parts = urlsplit(uri)  # urllib would take a user and a password for a part of the host
+    uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     urllib.request.urlopen(f"{uri}/health", timeout=timeout_seconds).close()
     search = f"{uri}/api/2.0/mlflow/experiments/search?max_results=1"
     try:  # a server calls itself healthy also when its database is gone

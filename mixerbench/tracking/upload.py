@@ -90,9 +90,9 @@ class Upload:
                     for key, value in values.items()
                 ]
             elif kind == "params":
-                params += [Param(k, str(v)[:_PARAM_LENGTH]) for k, v in values.items()]
+                params += [Param(k, _text(v)[:_PARAM_LENGTH]) for k, v in values.items()]
             elif kind == "tags":
-                tags += [RunTag(k, str(v)[:_TAG_LENGTH]) for k, v in values.items()]
+                tags += [RunTag(k, _text(v)[:_TAG_LENGTH]) for k, v in values.items()]
         for start in range(0, len(params), _PARAMS_PER_BATCH):
             client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
         if metrics or tags:
@@ -212,6 +212,10 @@ class Upload:
         # A full disk is no reason to stop: from an old cursor, more is sent than needed.
         with suppress(OSError):
             write_whole(self.folder / CURSOR_FILE, json.dumps(state))
+
+
+def _text(value: Any) -> str:
+    return without_password(str(value))  # journals of earlier versions hold some
 
 
 def read_cursor(folder: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 from mixerbench.commands.import_ import read_checkpoint
+from mixerbench.config.schema import Distillation
+from mixerbench.recipe.loss import create_teacher
 
 
 class Planted:
@@ -164,3 +167,21 @@ def test_one_number_does_not_stand_for_many(refused: Callable[..., str], tmp_pat
     torch.save({n: torch.zeros(()).expand(s) for n, s in shapes.items()}, tmp_path / "thin.pth")
     said = refused("import", "preset=ff_tiny", f"checkpoint={tmp_path / 'thin.pth'}")
     assert "declares more numbers than the file holds" in said
+
+
+def test_a_teachers_file_is_no_program_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, canary = tmp_path / "teacher.pth", tmp_path / "was_run"
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: canary.touch())
+    for write in (
+        lambda: _repacked(path, {"constants.pkl": b"", "code/x.py": b""}),
+        lambda: torch.save({"weight": torch.zeros(1), "args": Planted(canary)}, path),
+    ):
+        write()
+        teacher = Distillation("soft", "resnet18", str(path), alpha=0.5, tau=1.0)
+        with warnings.catch_warnings(), pytest.raises(ValueError, match="cannot load") as error:
+            warnings.simplefilter("ignore")
+            create_teacher(teacher, 2)
+        assert len(str(error.value).splitlines()) == 1
+    assert not canary.exists()

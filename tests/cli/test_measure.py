@@ -205,6 +205,8 @@ def test_a_run_without_its_settings_is_left_out(trained: Trained, command: Comma
     copy = trained.client.create_run(of_store.info.experiment_id)
     for key, value in of_store.data.tags.items():
         trained.client.set_tag(copy.info.run_id, key, value)
+    for key, value in of_store.data.params.items():
+        trained.client.log_param(copy.info.run_id, key, value)
     for key, metric in of_store.data.metrics.items():
         trained.client.log_metric(copy.info.run_id, key, metric)
     trained.client.set_terminated(copy.info.run_id)

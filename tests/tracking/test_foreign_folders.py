@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from tiny_runs import DATA, MODEL, RECIPE, RUN
 
 from mixerbench.config.compose import compose
+from mixerbench.errors import UserError
 from mixerbench.tracking.journal import FILE_NAME, Journal, read
+from mixerbench.tracking.store import check_reachable
 from mixerbench.tracking.upload import CURSOR_FILE, RUN_FILE
 from mixerbench.training.folder import find_folders
 from mixerbench.training.run import run_training
@@ -228,6 +232,51 @@ def test_what_is_written_whole_is_on_the_disk_before_it_has_its_name(
 
 
 PASSWORD = "correct-horse"
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    """Answers like a server that wants a password."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 401)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_server_is_asked_for_its_health_whatever_user_stands_in_its_address() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check_reachable(f"http://me:{PASSWORD}@127.0.0.1:{server.server_port}", 10)
+        server.shutdown()
+    for place in ("127.0.0.1:1", "127.0.0.1:port", "[::1"):
+        with pytest.raises(UserError) as error:
+            check_reachable(f"http://me:{PASSWORD}@{place}", 1)
+        assert PASSWORD not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "leaderboard --uri URI",
+        "leaderboard serve --uri URI",
+        "leaderboard publish --uri URI",
+        "leaderboard export --uri URI --out exported",
+        "leaderboard import nowhere --uri URI",
+        "measure --uri URI",
+    ],
+)
+@pytest.mark.parametrize("uri", ["http://me:PW@127.0.0.1:1", "ftp://me:PW@host/db?password=PW"])
+def test_no_command_repeats_the_password_of_a_store(
+    line: str, uri: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = uri.replace("PW", PASSWORD)
+    outcome = command(*(given if word == "URI" else word for word in line.split()))
+    assert outcome.code in (1, 2)
+    assert PASSWORD not in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_password_stands_in_nothing_that_a_run_leaves(
