@@ -114,7 +114,8 @@ def main() -> None:
             order = random.sample((0, 1), 2)
             said = {place: sides[place]() for place in order}
             check_same(said[0], said[1])
-            run(all_seeds, "first analysis, fetched from the store", OURS, uri, "3", cache=new)
+            if not options.tiny:  # each of these processes imports for seconds
+                run(all_seeds, "first analysis, fetched from the store", OURS, uri, "3", cache=new)
             out = f"{place}/site-{number}"
             megabytes = run(all_seeds, "pages", PAGES, uri, "3", out, cache=new) / 1e6
     turns.pop("")
