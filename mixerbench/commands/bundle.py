@@ -1,6 +1,7 @@
 """``mixerbench leaderboard export`` and ``import``: results as a folder for others."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,11 +153,12 @@ def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
     if isinstance(one, Run):
         name, experiment, protocol = one.name, one.experiment, one.protocol_name
         description = one.protocol.get("protocol.description", "")
+        files: Sequence[Path] = _files(bundle, one)
         records = _run_records(bundle, one)
     else:
         name, experiment, protocol = "measurement", EXPERIMENT, EXPERIMENT
         description = DESCRIPTION
-        records = _measurement_records(bundle, one)
+        records, files = _measurement_records(bundle, one), []
     about = {
         **{"uid": _uid(one), "name": name, "experiment": experiment},
         **{"protocol": protocol, "description": description},
@@ -164,13 +166,15 @@ def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
     with tempfile.TemporaryDirectory(prefix="mixerbench-") as place:
         folder = Path(place)
         (folder / RUN_FILE).write_text(json.dumps(about))
+        for path in files:  # a journal lists files of its own folder only
+            shutil.copy(path, folder / path.name)
         (folder / FILE_NAME).write_text("".join(f"{json.dumps(record)}\n" for record in records))
         Upload(folder, Tracking(uri=uri, timeout_seconds=_TIMEOUT_SECONDS)).advance()
 
 
 def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
     """The journal of a run of a bundle."""
-    yield {"kind": "start", "time": run.started}
+    yield _start(run.name, run.started)
     tags = {key: value for key, value in run.tags.items() if key != Tag.COMMAND}  # anybody's text
     if command := command_of(run, bundle.plugins(run)):
         tags[Tag.COMMAND] = command
@@ -180,14 +184,23 @@ def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
     for key, points in {**single, **bundle.curves(run)}.items():
         for step, value in points:
             yield _at(run, "metrics", {key: value}) | {"step": step}
-    for name in (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.HARDEST):
-        if (path := bundle.artifact(run, name)) is not None:
-            yield {"kind": "artifact", "time": run.finished, "path": str(path), "folder": None}
+    for path in _files(bundle, run):
+        yield {"kind": "artifact", "time": run.finished, "path": path.name, "folder": ""}
     yield {"kind": "end", "time": run.finished, "status": "FINISHED"}
 
 
+def _files(bundle: Bundle, run: Run) -> Sequence[Path]:
+    """The artifacts that a bundle holds of a run."""
+    names = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.HARDEST)
+    return [path for name in names if (path := bundle.artifact(run, name)) is not None]
+
+
+def _start(label: str, time: int) -> dict[str, Any]:
+    return {"kind": "start", "time": time, "label": label, "total_steps": 0}
+
+
 def _measurement_records(bundle: Bundle, one: Measurement) -> Iterator[dict[str, Any]]:
-    yield {"kind": "start", "time": one.finished}
+    yield _start("measurement", one.finished)
     yield _at(one, "tags", {**_measurement_tags(one), Tag.IMPORTED: bundle.folder.resolve().name})
     metrics = {k: value for k, value in one.metrics.items() if k != Metric.UPLOADED_AT}
     yield _at(one, "metrics", metrics) | {"step": 0}
