@@ -75,7 +75,8 @@ class MadeStore:
         named |= {part: tags[tag] for part, tag in _NAMES.items() if tag in tags}
         digest = int(hashlib.sha256(label.encode()).hexdigest()[:6], 16)
         # What makes it a model of its own. Settings only: nobody builds it.
-        model = _changed(_model(tags.get(Tag.MIXER, mixer)), {"size.dim": 4 * digest + 4})
+        size = {"size.dim": 4 + 4 * (digest % 16_000), "size.depth": 1 + digest // 16_000}
+        model = _changed(_model(tags.get(Tag.MIXER, mixer)), size)
         model = _changed(model, {f"{part}.name": named[part] for part in PARTS if part in named})
         model = _changed(model, _below(Param.MODEL, params))
         own = {"name": named["protocol"], "data.num_classes": self._classes}

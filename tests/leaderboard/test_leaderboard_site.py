@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from leaderboard.board import Board, boards
 from leaderboard.families import Family, Part
 from leaderboard.site import Site, single_page, write_site
 from leaderboard.store import Store
+from mixerbench.config.compose import compose
+from mixerbench.config.schema import fingerprint
 from mixerbench.tracking.keys import Metric, Tag
+from mixers.plan import plan_name
 
 pytestmark = pytest.mark.xdist_group("site")  # one site, whatever the number of processes
 
@@ -274,7 +278,11 @@ def test_an_entry_says_how_to_repeat_it(browser: Browser, site: Site, board: Boa
     opened.locator("details").evaluate_all(OPEN_ALL)
     opened.wait_for_selector("#confusion-table table")
     text = opened.locator("main").inner_text()
-    assert f"mixerbench train mixer={entry.mixer} run.seed=0" in text
+    command = shlex.split(opened.locator("pre code").first.inner_text())
+    assert command[:2] == ["mixerbench", "train"]
+    again = compose(command[2:])  # it is made from what the run was
+    assert fingerprint(again.model) == entry.model_fingerprint
+    assert (again.run.seed, plan_name(again.model["mixer"])) == (0, entry.mixer)
     assert "0" * 40 in text
     links = opened.locator("main a").evaluate_all("links => links.map(link => link.href)")
     run = entry.runs[0]
