@@ -41,8 +41,8 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def how_told(stop: KeyboardInterrupt) -> str:
-    """``told to stop (SIGTERM)``, or ``interrupted`` where no more is known."""
-    return f"told to stop ({stop})" if isinstance(stop, StopRequested) else "interrupted"
+    """``told to stop (SIGTERM)``, or ``interrupted`` by Ctrl-C."""
+    return "interrupted" if _by_hand(stop) else f"told to stop ({stop})"
 
 
 def told_to_stop(stop: KeyboardInterrupt, message: str) -> Preempted:

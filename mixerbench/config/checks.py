@@ -175,15 +175,16 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
         value = _get(settings, path)
         if value not in choices:
             raise ValueError(f"{path}={value}: choose one of {', '.join(choices)}.")
-    for path, value in flatten(dataclasses.asdict(settings)):
-        if not _is_number(value):
-            raise ValueError(
-                f"{path.removeprefix('model.')}={value}: give a number between -1e15 and 1e15."
-            )
     for path, (hint, fits) in _BOUNDS.items():
         value = _get(settings, path)
         if value is not None and not fits(value):
             raise ValueError(f"{path}={value}: {hint}.")
+    for path, value in flatten(dataclasses.asdict(settings)):
+        if not _is_number(value):
+            raise ValueError(
+                f"{path.removeprefix('model.')}={value}: give a number between -1e100 "
+                "and 1e100, a whole one between -1e15 and 1e15."
+            )
     hint, fits = _SIZE
     for name, value in settings.model["size"].items():
         numbers = value if isinstance(value, list) else [value]
@@ -204,7 +205,10 @@ def _is_number(value: Any) -> bool:
         return all(map(_is_number, value.values()))
     if isinstance(value, list):
         return all(map(_is_number, value))
-    return not isinstance(value, (int, float)) or -1e15 < value < 1e15
+    if not isinstance(value, (int, float)):
+        return True
+    most = 1e15 if isinstance(value, int) else 1e100
+    return -most < value < most
 
 
 def _get(settings: Settings, path: str) -> Any:

@@ -155,7 +155,7 @@ TAKEN_WITHOUT_A_WORD = {
 }
 BEYOND_ALL_MACHINES = {
     "recipe.augmentation.color_jitter=inf": "color_jitter=inf: give a number between",
-    "recipe.augmentation.scale=[0.1,nan]": "scale=[0.1, nan]: give a number between",
+    "recipe.augmentation.scale=[0.1,nan]": "scale=[0.1, nan]: give [low, high]",
     "recipe.regularization.layer_scale=nan": "layer_scale=nan: give a number between",
     "mixer=local_attention mixer.window=10000000000000000": "mixer.window=10000000000000000: give",
     "mixer=plan mixer.plan=[{name:attention,attn_drop:inf}]": "'attn_drop': inf}]: give a number",

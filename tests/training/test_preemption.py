@@ -152,7 +152,8 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process_in_a_line(
     with Stop(at_once=True):
         code = exit_code(lambda: os.kill(os.getpid(), number))
     assert code == (130 if number == signal.SIGINT else PREEMPTED)
-    assert capsys.readouterr().err == f"mixerbench: told to stop ({number.name}).\n"
+    what = "interrupted" if number == signal.SIGINT else f"told to stop ({number.name})"
+    assert capsys.readouterr().err == f"mixerbench: {what}.\n"
 
 
 def test_once_told_only_a_second_ctrl_c_counts(capfd: pytest.CaptureFixture[str]) -> None:
