@@ -15,7 +15,7 @@ from leaderboard.server import (
     STORE,
     make_administrator,
 )
-from mixerbench.errors import UserError
+from mixerbench.errors import UserError, first_line
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import ARTIFACTS, check_reachable, resolve_uri, store_folder
 
@@ -136,6 +136,22 @@ def _check_store(uri: str) -> None:
             "'mixerbench leaderboard publish' puts the pages into it."
         )
     check_reachable(uri, 10)
+    if not uri.startswith("sqlite"):
+        _check_driver(uri)
+
+
+def _check_driver(uri: str) -> None:
+    """UserError: a database that this Python has no driver for, which MLflow tells in 46 lines."""
+    from sqlalchemy import create_engine
+
+    try:
+        create_engine(uri)  # connects nowhere yet
+    except Exception as error:  # ImportError, or of its grammar
+        reason = without_password(first_line(error))
+        raise UserError(
+            f"cannot open the store {without_password(uri)} ({reason}): install the driver of "
+            "this database, or correct the address."
+        ) from None
 
 
 def _check_port(host: str, port: int) -> None:

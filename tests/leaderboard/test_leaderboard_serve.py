@@ -423,3 +423,11 @@ def test_importing_the_command_is_quick() -> None:
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_a_database_without_its_driver_is_one_line_without_its_password() -> None:
+    with pytest.raises(
+        UserError, match=r"mssql\+pyodbc://\*\*\*@host/db.*install the driver"
+    ) as error:
+        command.serve("mssql+pyodbc://me:geheim@host/db", "127.0.0.1", 5999, 30.0)
+    assert "geheim" not in str(error.value)
