@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Protocol
+from mixerbench.stopping import SIGNALS
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 # Read when torch is imported: small models on shared cores only wait for a second thread.
@@ -21,6 +23,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache/bytecode")
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
+
+# Who starts the tests in the background of a script, or with nohup, ignores signals that they send.
+for _number in SIGNALS:
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        _is_ctrl_c = _number == signal.SIGINT
+        signal.signal(_number, signal.default_int_handler if _is_ctrl_c else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
