@@ -11,7 +11,7 @@ FAMILIES = (
     "ff_tiny", "attention_only_tiny", "deit_tiny", "deit_tiny_distilled", "lit_ti", "lit_s",
     "resnet26", "sasa_r26", "sasa_r26_full", "sasa_r50_conv12", "sasa_r50_conv34",
 )  # fmt: skip
-LATE = {"deit_tiny": (6, 1), "deit_tiny_distilled": (6, 1), "sasa_r26_full": (3, 0)}
+LATE = {"deit_tiny": (6, 1), "deit_tiny_distilled": (6, 1), "sasa_r26_full": (5, 0)}
 """Which need more than two epochs to begin with, and how many to warm up."""
 
 
