@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from mixerbench.training.group import join
 from mixerbench.training.run import run_training
 
 _FILE = "TORCHELASTIC_ERROR_FILE"
+_CAUSE_FIRST_SECONDS = 2.0
 
 
 class _Whole(ErrorHandler):
@@ -65,4 +67,7 @@ if __name__ == "__main__":
         reason = first_line(error)
         if "gloo" in reason or "NCCL" in reason:
             reason = "another process of the run is gone"
+            # The agent should see the cause before this consequence: a killed process that is
+            # still being torn down has closed its connections already.
+            time.sleep(_CAUSE_FIRST_SECONDS)
         sys.exit(f"mixerbench: process {os.environ['RANK']} ends: {reason}.")

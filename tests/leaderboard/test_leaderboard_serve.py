@@ -347,7 +347,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_password_of_the_store_is_not_on_the_command_line(
     executed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command.serve("postgresql://me:secret@db/mlflow", "127.0.0.1", _free_port(), 30)
+    command.serve("postgresql+psycopg2://me:secret@db/mlflow", "127.0.0.1", _free_port(), 30)
     ((_, arguments, environment),) = executed
     assert "secret" not in " ".join(arguments)
     assert "secret" in environment["MLFLOW_BACKEND_STORE_URI"]
