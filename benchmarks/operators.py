@@ -39,7 +39,7 @@ from mixerbench.models.positions import PositionEmbedding
 from mixerbench.models.registry import CHANNEL_MIXERS, MERGINGS, STEMS
 from mixerbench.models.resnet import Bottleneck
 from mixers import TokenGrid, create_mixer
-from mixers.plan import MixerChoice
+from mixers.core.plan import MixerChoice
 
 BAR = 0.95  # a machine that others use cannot tell 1 from this
 

@@ -26,7 +26,7 @@ from mixerbench.config.schema import Regularization
 from mixerbench.models import convert_official, create_model
 from mixerbench.models.blocks import Block, BlockOptions, build_blocks
 from mixers import TokenGrid
-from mixers.plan import MixerChoice
+from mixers.core.plan import MixerChoice
 
 WIDTHS = {"tiny": (192, 32), "base": (768, 8)}  # width, batch
 GRID = TokenGrid(14, 14, prefix=1)

@@ -17,6 +17,7 @@ from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.config.match import TOLERANCE, read_target
 from mixerbench.tracking.keys import Metric
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -288,7 +289,7 @@ class Board:
     def front(self, cost: str, gain: str = "top1") -> tuple[Entry, ...]:
         """The entries shown that no other beats in both columns, the best cost first.
 
-        ValueError: no such column.
+        Refusal: no such column.
         """
         columns = [check_sort(cost), check_sort(gain)]
         rows = [[entry.value(column) for column in columns] for entry in self.entries]
@@ -360,7 +361,7 @@ def boards(
         source: of predictions, for intervals and paired tests; None: without these, so that any
             rank is possible.
 
-    ValueError: unknown field, value, column or hardware, with the nearest known ones.
+    Refusal: unknown field, value, column or hardware, with the nearest known ones.
     """
     column = check_sort(sort)
     by_protocol = defaultdict(list)
@@ -387,7 +388,7 @@ def check_sort(sort: str) -> Column:
     """The column of this name. ValueError: there is none."""
     columns = {column.name: column for column in COLUMNS}
     if sort not in columns:
-        raise ValueError(f"cannot sort by {sort!r}: {nearest(sort, columns)}")
+        raise Refusal(f"cannot sort by {sort!r}: {nearest(sort, columns)}")
     return columns["rank" if sort == "ranks" else sort]
 
 
@@ -497,7 +498,7 @@ def _hardware_of_each(found: Sequence[Board], wanted: str) -> list[str]:
     meant = [n for n in names if wanted.casefold() in n.casefold() or hardware_id(n) == wanted]
     if wanted and not meant:
         known = (f"{hardware_id(name)} ({name})" for name in sorted(names))
-        raise ValueError(f"nothing was measured on {wanted!r}: {nearest(wanted, known)}")
+        raise Refusal(f"nothing was measured on {wanted!r}: {nearest(wanted, known)}")
     chosen = []
     for board in found:
         newest_on = {
@@ -555,13 +556,13 @@ def _filter(filters: Sequence[str], found: Sequence[Board]) -> Callable[[Board, 
     for text in filters:
         field, _, value = text.partition("=")
         if field not in FILTERS:
-            raise ValueError(
+            raise Refusal(
                 f"cannot filter by {text!r}: expected FIELD=VALUE; {nearest(field, FILTERS)}"
             )
         pairs = [(board, entry) for board in found for entry in board.entries]
         if not any(_fits(field, value, *pair) for pair in pairs):
             known = (word for pair in pairs for word in _words(field, *pair))
-            raise ValueError(f"no finished run has {text!r}: {nearest(value, known)}")
+            raise Refusal(f"no finished run has {text!r}: {nearest(value, known)}")
         wanted[field].append(value)
     return lambda board, entry: all(
         any(_fits(field, value, board, entry) for value in values)
@@ -596,7 +597,7 @@ def _fits(field: str, value: str, board: Board, entry: Entry) -> bool:
         except ValueError:
             given = f"{field}={value}"
             message = f"cannot filter by {given}: give a number such as 22M or 4.6G"
-            raise ValueError(message) from None
+            raise Refusal(message) from None
         cost = _cost(field, entry)
         return cost is not None and abs(cost - target.value) <= TOLERANCE * target.value
     return value in _words(field, board, entry)

@@ -59,6 +59,7 @@ from leaderboard.text import plain
 from mixerbench.config.schema import Run as RunSettings
 from mixerbench.config.schema import flatten
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Prediction, Tag
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,7 +116,7 @@ class JsonLimits(NamedTuple):
     values: int  # commas and brackets, in texts too
 
 
-class BundleError(ValueError):
+class BundleError(Refusal):
     """What is wrong with a bundle: a line, or one for each of its runs that are refused."""
 
 
@@ -272,11 +273,11 @@ def export(
     its fingerprint says. ValueError: the folder exists, or there is no run.
     """
     if folder.exists():
-        raise ValueError(f"{folder} exists: give a new folder.")
+        raise Refusal(f"{folder} exists: give a new folder.")
     runs = sorted(runs, key=lambda run: run.run_id)
     measurements = sorted(measurements, key=lambda one: one.run_id)
     if not runs:
-        raise ValueError("there is no run to export.")
+        raise Refusal("there is no run to export.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         new = Path(place) / folder.name
@@ -591,15 +592,15 @@ MOST_RUNS = 10_000
 
 def _read_json(path: Path) -> Any:
     def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number")
+        raise Refusal(f"{word} is no number")
 
     most = MOST[path.name]
     try:
         if (size := path.stat().st_size) > most.mib * 2**20:
-            raise ValueError(f"it has {size / 2**20:.0f} MiB, more than {most.mib} MiB")
+            raise Refusal(f"it has {size / 2**20:.0f} MiB, more than {most.mib} MiB")
         text = path.read_text(encoding="utf-8")
         if (values := sum(map(text.count, ",[{"))) > most.values:
-            raise ValueError(f"it has {values:,} values, more than {most.values:,}")
+            raise Refusal(f"it has {values:,} values, more than {most.values:,}")
         content = json.loads(text, parse_constant=refuse)
         _check_levels(content, _LEVELS)
         # Half a character, or 1e999.
@@ -617,7 +618,7 @@ def _one_line(text: object) -> str:
 def _check_levels(content: Any, levels: int) -> None:
     if isinstance(content, dict | list):
         if not levels:
-            raise ValueError(f"it is nested in more than {_LEVELS} levels")
+            raise Refusal(f"it is nested in more than {_LEVELS} levels")
         for value in content.values() if isinstance(content, dict) else content:
             _check_levels(value, levels - 1)
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerbench.config import schema
 from mixerbench.tracking.keys import Metric, Param, Prediction, Tag
-from mixers.plan import plan_name
+from mixers.core.errors import Refusal
+from mixers.core.plan import plan_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,9 +192,9 @@ def of_protocol(protocol: Mapping[str, Any]) -> Recorded:
     flat = dict(schema.flatten(protocol))
     epochs, classes = flat["recipe.epochs"], flat.get("data.num_classes")
     if type(epochs) is not int or epochs < 1:
-        raise ValueError(f"recipe.epochs is {epochs!r:.60}")
+        raise Refusal(f"recipe.epochs is {epochs!r:.60}")
     if classes is not None and (type(classes) is not int or classes < 1):
-        raise ValueError(f"data.num_classes is {classes!r:.60}")
+        raise Refusal(f"data.num_classes is {classes!r:.60}")
     versions = range(schema.PROTOCOL_VERSION, 0, -1)
     return Recorded(
         tags={

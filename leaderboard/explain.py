@@ -7,6 +7,7 @@ from typing import NamedTuple
 from leaderboard.board import nearest, newest
 from leaderboard.runs import Run
 from leaderboard.text import plain
+from mixers.core.errors import Refusal
 
 
 class Difference(NamedTuple):
@@ -66,13 +67,13 @@ def _find(runs: tuple[Run, ...], reference: str) -> Run:
         found = [run for run in runs if any(n.startswith(reference) for n in _names(run)[2:])]
     if not found:
         known = (name for run in runs for name in _names(run))
-        raise ValueError(
+        raise Refusal(
             f"no finished run or protocol is called {reference!r}: {nearest(reference, known)}"
         )
     meant = {run.protocol_fingerprint: run for run in found}
     if len(meant) > 1:
         candidates = "; ".join(map(_named, meant.values()))
-        raise ValueError(
+        raise Refusal(
             f"{reference!r} is of {len(meant)} protocols: {candidates}. "
             "Give a run id or a fingerprint."
         )

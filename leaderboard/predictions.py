@@ -10,6 +10,7 @@ from leaderboard.runs import Run
 from leaderboard.source import Source, UnreadableError, read_artifact
 from leaderboard.tables import read_logged
 from mixerbench.tracking.keys import Artifact, Metric, Prediction
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,24 +191,24 @@ def _read(path: Path) -> Predictions:
     wanted = (Prediction.IMAGE, Prediction.TARGET, Prediction.TOP1, Prediction.CONFIDENCE)
     table = read_logged(path, wanted, optional=[Prediction.CHECKSUM])
     if not len(table):
-        raise ValueError("it has no rows")
+        raise Refusal("it has no rows")
 
     def column(name: str, kind: type[Any]) -> "NDArray[Any]":
         values = table[name]
         fits = pa.types.is_integer if kind is np.int64 else pa.types.is_floating
         if not fits(values.type) or values.null_count:
-            raise ValueError(f"its column {name} holds something else than numbers")
+            raise Refusal(f"its column {name} holds something else than numbers")
         return values.to_numpy().astype(kind)
 
     target, top1 = column(Prediction.TARGET, np.int64), column(Prediction.TOP1, np.int64)
     confidence = column(Prediction.CONFIDENCE, np.float64)
     if min(target.min(), top1.min()) < 0:
-        raise ValueError("it has a negative class")
+        raise Refusal("it has a negative class")
     if not np.all((confidence >= 0) & (confidence <= 1 + 1e-6)):  # false for NaN
-        raise ValueError("a confidence is not within 0 and 1")
+        raise Refusal("a confidence is not within 0 and 1")
     names = table[Prediction.IMAGE].cast(pa.string()).combine_chunks()
     if names.null_count or pc.count_distinct(names).as_py() != len(names):
-        raise ValueError("an image stands twice or has no name")
+        raise Refusal("an image stands twice or has no name")
     with_checksum = Prediction.CHECKSUM in table.column_names
     if with_checksum and not table[Prediction.CHECKSUM].null_count:
         checksum = column(Prediction.CHECKSUM, np.int64)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from leaderboard.board import COLUMNS, MEASURED, Board, Column, Entry, nearest
 from leaderboard.runs import skipped_line
 from leaderboard.text import plain
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,7 @@ def render(
 def check_format(format: str) -> None:
     """ValueError: no such format."""
     if format not in FORMATS:
-        raise ValueError(f"cannot write {format!r}: {nearest(format, FORMATS)}")
+        raise Refusal(f"cannot write {format!r}: {nearest(format, FORMATS)}")
 
 
 def terminal(
@@ -96,11 +97,11 @@ def terminal(
 def csv(boards: Sequence[Board]) -> str:
     """One row per model, full precision. Has no place for the skipped runs.
 
-    ValueError: several protocols, which may not share a table.
+    Refusal: several protocols, which may not share a table.
     """
     if len(boards) > 1:
         names = "; ".join(f"protocol={b.fingerprint} ({plain(b.protocol)})" for b in boards)
-        raise ValueError(f"a CSV holds one protocol, here are {len(boards)}. Filter by: {names}")
+        raise Refusal(f"a CSV holds one protocol, here are {len(boards)}. Filter by: {names}")
     file = StringIO()
     writer = csv_format.writer(file, lineterminator="\n")
     writer.writerow(["protocol", "fingerprint", "random images", *(c.header for c in COLUMNS)])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leaderboard.source import open_source
 from mixerbench.tracking.passwords import without_password
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -163,7 +164,7 @@ def create_app() -> Any:
 def make_administrator() -> None:
     """MLflow's first user, as ``mlflow server --app-name basic-auth`` makes it before it starts.
 
-    ValueError: there is none yet, and MLflow has no good password for it.
+    Refusal: there is none yet, and MLflow has no good password for it.
     """
     from mlflow import MlflowException
     from mlflow.server import auth
@@ -171,7 +172,7 @@ def make_administrator() -> None:
     try:
         auth.bootstrap_admin_user()
     except MlflowException as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+        raise Refusal(" ".join(str(error).split())[:300]) from None
 
 
 def _add_routes(app: "Flask", refresher: Refresher) -> None:

@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 from leaderboard.cache import Cache
 from leaderboard.runs import Curves, Reading, Run
+from mixers.core.errors import Refusal
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Source(Protocol):
     def curves(self, run: Run) -> Curves: ...
 
 
-class UnreadableError(ValueError):
+class UnreadableError(Refusal):
     """An artifact is not what it should be."""
 
 

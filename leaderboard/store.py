@@ -32,6 +32,7 @@ from leaderboard.runs import (
 )
 from mixerbench.tracking.keys import Metric
 from mixerbench.tracking.passwords import without_password
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,7 +153,7 @@ class Store:
                 "MLflow version. Check the address and `mlflow --version`. "
                 f"MLflow says: {reason}"
             )
-            raise ValueError(without_password(message)) from None
+            raise Refusal(without_password(message)) from None
 
     def _update(
         self, client: "MlflowClient", facts: Mapping[str, str], version: str | None
@@ -351,7 +352,7 @@ def _check_exists(tracking_uri: str) -> None:
     """MLflow would create a missing SQLite file, and its tables in any other SQLite file."""
     scheme, separator, _ = tracking_uri.partition("://")
     if not separator or scheme.partition("+")[0] not in SCHEMES:
-        raise ValueError(
+        raise Refusal(
             f"cannot read MLflow at {without_password(tracking_uri)!r}: expected "
             "sqlite:///PATH, http://HOST:PORT, a database URI, file:///FOLDER (an old mlruns/), "
             "or the folder of a bundle."
@@ -372,7 +373,7 @@ def _check_exists(tracking_uri: str) -> None:
             except sqlite3.DatabaseError as error:
                 problem = f"this file is no MLflow store ({error})"
     if problem:
-        raise ValueError(
+        raise Refusal(
             f"cannot read MLflow at {without_password(tracking_uri)}: {problem}. "
             "Expected the store of a training run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from leaderboard.runs import CURVE_POINTS, CURVES
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Prediction
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +77,7 @@ PICTURE_PIXELS = 256  # of a side: a small file may be a picture of 30,000 x 30,
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class TableError(ValueError):
+class TableError(Refusal):
     """What is wrong with a file, in a line."""
 
 
@@ -106,11 +107,11 @@ class BundleTable:
             self._file = _File(path)
             self._schema = schema_of(path.name, version)
             if not self._file.schema.equals(self._schema):
-                raise ValueError("its columns are others than those of this version")
+                raise Refusal("its columns are others than those of this version")
             for group in range(self._file.groups):
                 ids = self._file.read([group], [RUN_ID]).column(0).unique().to_pylist()
                 if len(ids) > 1:
-                    raise ValueError("a row group is not of one run")
+                    raise Refusal("a row group is not of one run")
                 for run_id in ids:
                     self._groups[run_id].append(group)
 
@@ -130,7 +131,7 @@ class BundleTable:
             table = self._file.read(self._groups[run_id]).cast(self._schema)
             for name in table.column_names:
                 if table.column(name).null_count and name not in MAY_LACK:
-                    raise ValueError(f"column {name} lacks a value")
+                    raise Refusal(f"column {name} lacks a value")
         return table
 
 
@@ -148,7 +149,7 @@ def read_logged(
     with _errors(path):
         file = _File(path)
         if missing := set(columns or ()) - {*file.schema.names}:
-            raise ValueError(f"it has no column {min(missing)}")
+            raise Refusal(f"it has no column {min(missing)}")
         if columns is not None:
             columns = [*columns, *(name for name in optional if name in file.schema.names)]
         return file.read(range(file.groups), columns)
@@ -171,7 +172,7 @@ class _File:
             column = metadata.schema.column(place)
             is_text = column.physical_type == "BYTE_ARRAY"
             if is_text != (column.path in texts) or column.physical_type not in _TYPES:
-                raise ValueError(f"column {column.path:.80} is of a type that no run logs")
+                raise Refusal(f"column {column.path:.80} is of a type that no run logs")
         self._file = pq.ParquetFile(
             path, read_dictionary=sorted(texts), thrift_string_size_limit=FOOTER
         )
@@ -189,7 +190,7 @@ class _File:
         table.validate(full=True)
         spread = sum(_bytes(column) for column in table.columns)
         if spread > self._limits.mib * 2**20:
-            raise ValueError(f"its texts would take {spread / 2**20:.0f} MiB, beyond any run's")
+            raise Refusal(f"its texts would take {spread / 2**20:.0f} MiB, beyond any run's")
         fields = [self.schema.field(name) for name in table.column_names]
         return table.cast(pa.schema(fields))
 
@@ -197,19 +198,17 @@ class _File:
         """What the metadata says of these groups."""
         limits, metadata = self._limits, self._file.metadata
         if len(groups) > GROUPS:
-            raise ValueError(f"it has {len(groups)} row groups of one run, more than {GROUPS}")
+            raise Refusal(f"it has {len(groups)} row groups of one run, more than {GROUPS}")
         if (rows := self.rows(groups)) > limits.rows:
-            raise ValueError(f"it has {rows:,} rows of one run, more than {limits.rows:,}")
+            raise Refusal(f"it has {rows:,} rows of one run, more than {limits.rows:,}")
         total = 0
         for group in map(metadata.row_group, groups):
             for column in map(group.column, range(group.num_columns)):
                 if column.num_values != group.num_rows:
-                    raise ValueError(f"column {column.path_in_schema:.80} has no value for a row")
+                    raise Refusal(f"column {column.path_in_schema:.80} has no value for a row")
                 total += column.total_uncompressed_size
         if total > limits.mib * 2**20:
-            raise ValueError(
-                f"it has {total / 2**20:.0f} MiB of one run, more than {limits.mib} MiB"
-            )
+            raise Refusal(f"it has {total / 2**20:.0f} MiB of one run, more than {limits.mib} MiB")
 
 
 _TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "BYTE_ARRAY")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from mixerbench import streams
-from mixerbench.errors import Done, UserError, as_user_errors, exit_code
+from mixerbench.errors import Done, Refusal, exit_code
 from mixerbench.stopping import Stop
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def _dispatch(arguments: Sequence[str]) -> None:
         _check_text(arguments)
         commands[arguments[0]](arguments[1:])
     else:
-        from mixers.catalog import nearest
+        from mixers.core.catalog import nearest
 
-        raise UserError(f"unknown command {arguments[0]!r}. {nearest(arguments[0], commands)}")
+        raise Refusal(f"unknown command {arguments[0]!r}. {nearest(arguments[0], commands)}")
 
 
 def _check_text(arguments: Sequence[str]) -> None:
@@ -93,13 +93,13 @@ def _check_text(arguments: Sequence[str]) -> None:
     try:
         here = os.getcwd()
     except OSError:
-        raise UserError("the working folder is gone: change to one that is there.") from None
+        raise Refusal("the working folder is gone: change to one that is there.") from None
     for what, name in [("the working folder", here), *(("the argument", a) for a in arguments)]:
         try:
             name.encode()
         except UnicodeEncodeError:
             shown = os.fsencode(name).decode(errors="backslashreplace")
-            raise UserError(
+            raise Refusal(
                 f"{what} {shown} is no UTF-8, in which settings, stores and pages are written: "
                 "give it another name."
             ) from None
@@ -125,7 +125,7 @@ class _Parser(argparse.ArgumentParser):
         raise Done  # it is the end of help only
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See '{self.prog} --help'.")
+        raise Refusal(f"{message}. See '{self.prog} --help'.")
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
     match = Matcher(prepare=_ready)
     if find_place() is not None:
         if options.multirun:
-            raise UserError("a sweep starts its own processes: run it without torchrun or srun.")
+            raise Refusal("a sweep starts its own processes: run it without torchrun or srun.")
         from mixerbench.launching.rank import train_as_rank
 
         train_as_rank(lambda: _ready(compose.compose(options.settings, match)))
@@ -243,19 +243,19 @@ examples:
     actions = ("run", "show")
     action, *given = options.settings or [""]
     if action not in actions:
-        from mixers.catalog import nearest
+        from mixers.core.catalog import nearest
 
         what = f"has no action {action!r}" if action else "needs an action"
-        raise UserError(f"suite {what}. {nearest(action, actions)}")
+        raise Refusal(f"suite {what}. {nearest(action, actions)}")
     places = [setting.partition("=")[2] for setting in given if setting.startswith("suite=")]
     if len(places) != 1:
-        raise UserError(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
+        raise Refusal(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
     from mixerbench.launching.match import Matcher
     from mixerbench.launching.suite import read_suite
     from mixerbench.training.place import find_place
 
     if find_place() is not None:
-        raise UserError("a suite starts its own processes: run it without torchrun or srun.")
+        raise Refusal("a suite starts its own processes: run it without torchrun or srun.")
     others = [setting for setting in given if not setting.startswith("suite=")]
     suite = read_suite(places[0], others, Matcher(prepare=_ready))
     _ready(suite.any_run)
@@ -271,8 +271,7 @@ examples:
 def _ready(settings: "Settings") -> "Settings":
     from mixerbench.config.checks import check_data
 
-    with as_user_errors():
-        check_data(settings.protocol.data)
+    check_data(settings.protocol.data)
     return settings
 
 
@@ -315,7 +314,7 @@ examples:
     options = parser.parse_intermixed_args(arguments)
     place = next((s for s in options.settings if s.startswith("checkpoint=")), None)
     if place is None:
-        raise UserError("eval needs checkpoint=PLACE: a run's folder or a .safetensors file.")
+        raise Refusal("eval needs checkpoint=PLACE: a run's folder or a .safetensors file.")
     given = [setting for setting in options.settings if setting is not place]
     from mixerbench.commands.eval import evaluate_place
 
@@ -473,7 +472,7 @@ examples:
     run = compose(given).run
     for setting in given:
         if setting.partition("=")[0].removeprefix("run.") not in SETTINGS:
-            raise UserError(
+            raise Refusal(
                 f"measure does not depend on {setting}: it takes run.{', run.'.join(SETTINGS)}."
             )
     os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
@@ -542,20 +541,19 @@ examples:
     from leaderboard import explain_text, leaderboard_text
 
     place = _place(options.uri)
-    with as_user_errors():
-        if options.explain:
-            print(explain_text(place, *options.explain))
-            return
-        text = leaderboard_text(
-            place,
-            format=options.format,
-            filters=options.settings,
-            sort=options.sort or "top1",
-            hardware=options.hardware,
-            refresh=options.refresh,
-            width=shutil.get_terminal_size((120, 24)).columns,
-            color=sys.stdout.isatty(),
-        )
+    if options.explain:
+        print(explain_text(place, *options.explain))
+        return
+    text = leaderboard_text(
+        place,
+        format=options.format,
+        filters=options.settings,
+        sort=options.sort or "top1",
+        hardware=options.hardware,
+        refresh=options.refresh,
+        width=shutil.get_terminal_size((120, 24)).columns,
+        color=sys.stdout.isatty(),
+    )
     print(text)
 
 
@@ -586,17 +584,16 @@ examples:
     from mixerbench.commands.site import site
 
     filters, plugins = _filters_and_plugins(options.settings)
-    with as_user_errors():
-        print(
-            site(
-                _place(options.uri),
-                Path(options.out),
-                filters=filters,
-                hardware=options.hardware,
-                mlflow_url=options.mlflow_url,
-                plugins=plugins,
-            )
+    print(
+        site(
+            _place(options.uri),
+            Path(options.out),
+            filters=filters,
+            hardware=options.hardware,
+            mlflow_url=options.mlflow_url,
+            plugins=plugins,
         )
+    )
 
 
 def _leaderboard_serve(arguments: Sequence[str]) -> None:
@@ -617,8 +614,7 @@ examples:
     options = parser.parse_args(arguments)
     from mixerbench.commands.serve import serve
 
-    with as_user_errors():
-        serve(_place(options.uri), options.host, options.port, options.refresh_seconds)
+    serve(_place(options.uri), options.host, options.port, options.refresh_seconds)
 
 
 def _leaderboard_publish(arguments: Sequence[str]) -> None:
@@ -636,8 +632,7 @@ examples:
     from mixerbench.commands.publish import publish
 
     filters, plugins = _filters_and_plugins(options.settings)
-    with as_user_errors():
-        print(publish(_place(options.uri), filters, plugins))
+    print(publish(_place(options.uri), filters, plugins))
 
 
 def _leaderboard_export(arguments: Sequence[str]) -> None:
@@ -656,8 +651,7 @@ examples:
 
     from mixerbench.commands.bundle import export_bundle
 
-    with as_user_errors():
-        print(export_bundle(_place(options.uri), options.settings, Path(options.out)))
+    print(export_bundle(_place(options.uri), options.settings, Path(options.out)))
 
 
 def _leaderboard_import(arguments: Sequence[str]) -> None:
@@ -676,9 +670,8 @@ examples:
 
     from mixerbench.commands.bundle import import_bundle_folder
 
-    with as_user_errors():
-        for folder in options.settings:
-            print(import_bundle_folder(Path(folder), _place(options.uri)))
+    for folder in options.settings:
+        print(import_bundle_folder(Path(folder), _place(options.uri)))
 
 
 def _filters_and_plugins(settings: Sequence[str]) -> tuple[list[str], list[str]]:

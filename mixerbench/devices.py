@@ -5,7 +5,7 @@ from types import MappingProxyType
 import torch
 
 from mixerbench.config.schema import PRECISIONS, Run
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 
 _DTYPES = MappingProxyType(
     dict(
@@ -18,14 +18,14 @@ def choose_device(name: str) -> torch.device:
     """``auto`` is the first GPU where there is one, else the CPU.
 
     Raises:
-        UserError: no such device here.
+        Refusal: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"run.device={name}: this machine has {count} GPU(s) that torch can use.")
+        raise Refusal(f"run.device={name}: this machine has {count} GPU(s) that torch can use.")
     return device
 
 
@@ -33,7 +33,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass in ``precision``; weights are in ``weight_dtype``.
 
     Raises:
-        ValueError: an unknown precision.
+        Refusal: an unknown precision.
     """
     check_precision(precision)
     half = _DTYPES[precision].itemsize < 4
@@ -49,10 +49,10 @@ def check_precision(precision: str) -> None:
     """Refuse a precision that is none.
 
     Raises:
-        ValueError: names the known ones.
+        Refusal: names the known ones.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
+        raise Refusal(f"unknown precision {precision!r}. Known: {', '.join(PRECISIONS)}.")
 
 
 def grad_scaler(device: torch.device, run: Run) -> torch.amp.GradScaler:

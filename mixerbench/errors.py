@@ -8,12 +8,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-
-class UserError(Exception):
-    """Something the user wrote or has does not fit: exit code 2.
-
-    The message says in one or two lines what came, what fits, and what to do.
-    """
+from mixers.core.errors import Refusal as Refusal
+from mixers.core.errors import is_out_of_memory as is_out_of_memory
 
 
 class TrainingStopped(Exception):  # noqa: N818 - it says what happened
@@ -59,18 +55,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def as_user_errors(kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """What the parts refuse is for the user to mend: such exceptions become UserErrors."""
-    try:
-        yield
-    except kinds as error:
-        cause = error.__cause__
-        if isinstance(cause, Exception) and is_out_of_memory(cause):
-            raise cause from None  # a part said where it happened, and it is not to blame
-        raise UserError(str(error)) from error  # which MIXERBENCH_DEBUG=1 shows
-
-
 class ReaderGone(Exception):  # noqa: N818 - it says what happened
     """Nobody reads the standard output any more, as after ``| head``: exit code 0."""
 
@@ -93,13 +77,13 @@ def _exit_code(work: Callable[[], None]) -> int:
     try:
         with _machine_told():
             work()
-    except (UserError, TrainingStopped) as error:
+    except (Refusal, TrainingStopped) as error:
         if os.environ.get("MIXERBENCH_DEBUG") == "1":
             raise
         print(f"mixerbench: {error}", file=sys.stderr)
         if isinstance(error, Preempted):
             return INTERRUPTED if isinstance(error, Interrupted) else PREEMPTED
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, Refusal) else 1
     except KeyboardInterrupt as stop:
         print(f"mixerbench: {how_told(stop)}.", file=sys.stderr)
         return INTERRUPTED if _by_hand(stop) else PREEMPTED
@@ -129,7 +113,7 @@ def _machine_told() -> Iterator[None]:
     """What the machine lacks, and no command can foresee, is told in one line; all else is a bug.
 
     Raises:
-        UserError, TrainingStopped: what is lacking.
+        Refusal, TrainingStopped: what is lacking.
     """
     try:
         yield
@@ -150,20 +134,7 @@ def _machine_told() -> Iterator[None]:
                 "no temporary folder takes a file: set TMPDIR to one that does, or make room."
             ) from error
         if "home directory" in text and isinstance(error, RuntimeError):
-            raise UserError(
+            raise Refusal(
                 "there is no home folder that ~ could stand for: set HOME, or write the whole path."
             ) from error
         raise
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Did somebody want memory, of a GPU or of the CPU, that there is not?"""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (
-            type(error).__name__ == "OutOfMemoryError"  # PyTorch's own, which is not imported here
-            or "DefaultCPUAllocator" in str(error)
-        )
-    )

@@ -8,17 +8,17 @@ that needs it, so that command lines can list what is registered without waiting
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixers.base import TokenGrid, TokenMixer
-    from mixers.registry import MIXERS, create_mixer, list_mixers, load_plugin, register_mixer
+    from mixers.core.contract import TokenGrid, TokenMixer
+    from mixers.core.registry import MIXERS, create_mixer, list_mixers, load_plugin, register_mixer
 
 _HOME = {
-    "TokenGrid": "mixers.base",
-    "TokenMixer": "mixers.base",
-    "MIXERS": "mixers.registry",
-    "create_mixer": "mixers.registry",
-    "list_mixers": "mixers.registry",
-    "load_plugin": "mixers.registry",
-    "register_mixer": "mixers.registry",
+    "TokenGrid": "mixers.core.contract",
+    "TokenMixer": "mixers.core.contract",
+    "MIXERS": "mixers.core.registry",
+    "create_mixer": "mixers.core.registry",
+    "list_mixers": "mixers.core.registry",
+    "load_plugin": "mixers.core.registry",
+    "register_mixer": "mixers.core.registry",
 }
 __all__ = [
     "MIXERS",

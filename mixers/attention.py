@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.registry import register_mixer
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.registry import register_mixer
 
 
 @register_mixer("attention")

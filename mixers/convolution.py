@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.registry import register_mixer
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.errors import Refusal
+from mixers.core.registry import register_mixer
 
 
 @register_mixer("convolution")
@@ -35,7 +36,7 @@ class Convolution(TokenMixer):
     ) -> None:
         super().__init__(dim, grid, num_heads)
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"convolution: kernel_size is odd, 1 or more, not {kernel_size}.")
+            raise Refusal(f"convolution: kernel_size is odd, 1 or more, not {kernel_size}.")
         groups = dim if depthwise else 1
         self.conv = nn.Conv2d(
             dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.registry import register_mixer
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.errors import Refusal
+from mixers.core.registry import register_mixer
 
 _OUTSIDE = -1e4
 """A logit whose exp is exactly 0 beside any real one, and which float16 still holds."""
@@ -60,14 +61,14 @@ class LocalAttention(TokenMixer):
         super().__init__(dim, grid, num_heads)
         self.head_dim = self.check_heads()
         if self.head_dim % 2:
-            raise ValueError(
+            raise Refusal(
                 f"local_attention: a head has {self.head_dim} channels, half of them for rows and "
                 "half for columns: choose num_heads so that dim / num_heads is even."
             )
         if window < 1:
-            raise ValueError(f"local_attention: a window of {window} is empty: give 1 or more.")
+            raise Refusal(f"local_attention: a window of {window} is empty: give 1 or more.")
         if border not in ("zero", "masked"):
-            raise ValueError(f"local_attention: border is 'zero' or 'masked', not {border!r}.")
+            raise Refusal(f"local_attention: border is 'zero' or 'masked', not {border!r}.")
         self.window = window
         self.border = border
         self._cuts = _cuts(*grid[:2], window)

@@ -6,8 +6,9 @@ Axis letters: B batch, N tokens, C channels.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.registry import register_mixer
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.errors import Refusal
+from mixers.core.registry import register_mixer
 
 
 @register_mixer("patch_ff")
@@ -41,11 +42,11 @@ class PatchFF(TokenMixer):
     ) -> None:
         super().__init__(dim, grid, num_heads)
         if norm not in ("channels", "tokens"):
-            raise ValueError(f"patch_ff: norm is 'channels' or 'tokens', not {norm!r}.")
+            raise Refusal(f"patch_ff: norm is 'channels' or 'tokens', not {norm!r}.")
         tokens = grid.tokens
         hidden = hidden_dim if hidden_dim is not None else round(hidden_ratio * tokens)
         if hidden < 1:
-            raise ValueError(f"patch_ff: a hidden width of {hidden} is empty: give 1 or more.")
+            raise Refusal(f"patch_ff: a hidden width of {hidden} is empty: give 1 or more.")
         self.pre_norm = norm == "channels"
         self.norm = nn.Identity() if self.pre_norm else nn.LayerNorm(tokens, eps=1e-6)
         self.fc1 = nn.Linear(tokens, hidden)

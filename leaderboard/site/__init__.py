@@ -23,6 +23,7 @@ from leaderboard.site import data
 from leaderboard.source import Source
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
+from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,10 +67,10 @@ def write_site(
         mlflow_url: where MLflow's pages are, to link each run: an address, or ".." from these
             pages; empty: no links.
 
-    ValueError: ``out`` is a folder of something else.
+    Refusal: ``out`` is a folder of something else.
     """
     if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something else than a site: give a new or an empty folder.")
+        raise Refusal(f"{out} holds something else than a site: give a new or an empty folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         new = Path(place) / "site"

@@ -21,6 +21,7 @@ from leaderboard.site.numbers import short, shorts
 from leaderboard.source import Source, read_artifact
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
+from mixers.core.errors import Refusal
 
 # Told apart by colour-blind readers, and three times as light or dark as both backgrounds.
 COLORS = (
@@ -290,7 +291,7 @@ def _read_hardest(path: Path) -> tuple[Mapping[str, Any], ...]:
     import pyarrow.parquet as pq
 
     if path.stat().st_size > MOST_HARDEST_BYTES:
-        raise ValueError("the file is too large")
+        raise Refusal("the file is too large")
     with pq.ParquetFile(path) as file:
         rows = next(file.iter_batches(MOST_HARDEST), None)
     return tuple(_hard_image(row) for row in rows.to_pylist()) if rows else ()

@@ -15,7 +15,7 @@ from leaderboard.runs import MEASUREMENT_TAGS, Measurement, Run
 from leaderboard.source import open_source
 from leaderboard.store import pages
 from mixerbench.config.schema import Tracking, fingerprint
-from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
+from mixerbench.errors import Refusal, TrainingStopped, first_line
 from mixerbench.tracking.journal import FILE_NAME
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
 from mixerbench.tracking.measurements import DESCRIPTION, EXPERIMENT
@@ -42,23 +42,22 @@ def export_bundle(uri: str, filters: Sequence[str], out: Path) -> str:
         uri: a store, or another bundle.
 
     Raises:
-        UserError: nothing matches, ``out`` exists, or a run cannot be checked by others.
+        Refusal: nothing matches, ``out`` exists, or a run cannot be checked by others.
     """
-    with as_user_errors():
-        source = open_source(uri)
-        reading = source.read()
-        found = boards(reading.runs, filters=filters)
-        runs = [run for board in found for run in board.results]
-        models = {(run.protocol_fingerprint, run.model_fingerprint) for run in runs}
-        measurements = [
-            one
-            for one in reading.measurements
-            if (one.protocol_fingerprint, one.model_fingerprint) in models
-        ]
-        try:
-            done = export(source, runs, out, measurements)
-        except OSError as error:
-            raise UserError(f"cannot write {out} ({error.strerror or error}).") from None
+    source = open_source(uri)
+    reading = source.read()
+    found = boards(reading.runs, filters=filters)
+    runs = [run for board in found for run in board.results]
+    models = {(run.protocol_fingerprint, run.model_fingerprint) for run in runs}
+    measurements = [
+        one
+        for one in reading.measurements
+        if (one.protocol_fingerprint, one.model_fingerprint) in models
+    ]
+    try:
+        done = export(source, runs, out, measurements)
+    except OSError as error:
+        raise Refusal(f"cannot write {out} ({error.strerror or error}).") from None
     size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
     backwards = sum(run.started == run.finished for run in runs)  # as a reading mends it
     clocks = f"runs whose clock went back, written as begun at their end: {backwards}\n"
@@ -73,14 +72,13 @@ def import_bundle_folder(folder: Path, uri: str) -> str:
     """Take somebody else's bundle into the store at ``uri``.
 
     Raises:
-        UserError: it is no bundle, one of its runs is refused, or there is no such store.
+        Refusal: it is no bundle, one of its runs is refused, or there is no such store.
         TrainingStopped: the store failed in between; doing it again does the rest.
     """
     if not is_bundle(folder):
-        raise UserError(f"{folder} is no bundle: give a folder with a bundle.json.")
+        raise Refusal(f"{folder} is no bundle: give a folder with a bundle.json.")
     check_reachable(uri, _TIMEOUT_SECONDS)
-    with as_user_errors():
-        done = import_bundle(Bundle(folder), uri)
+    done = import_bundle(Bundle(folder), uri)
     return (
         f"{without_password(uri)}: imported runs: {done.runs}, measurements: {done.measurements}; "
         f"there already: {done.already_there}"

@@ -12,10 +12,10 @@ from leaderboard.text import plain
 from mixerbench.config.compose import compose, overrides_of, part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
-from mixerbench.errors import UserError, as_user_errors, first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
-from mixers.plan import read_plan
+from mixers.core.plan import read_plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,11 +33,10 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
         predictions: a Parquet file to write, one row per image.
 
     Raises:
-        UserError: there is no such checkpoint, or it fits neither model nor data.
+        Refusal: there is no such checkpoint, or it fits neither model nor data.
     """
     path = find_file(place, ema)
-    with as_user_errors():
-        saved = checkpoint.header(path).get("settings")
+    saved = checkpoint.header(path).get("settings")
     settings = compose(given) if saved is None else _compose_saved(path, saved, given)
     other_source = ""
     if saved and all(settings.model[part] == saved["model"][part] for part in PARTS):
@@ -61,14 +60,14 @@ def _compose_saved(path: Path, saved: Any, given: Sequence[str]) -> Settings:
     The header is data. What it says of plugins is told and not done.
 
     Raises:
-        UserError: they do not fit this version, or need a plugin that is not given.
+        Refusal: they do not fit this version, or need a plugin that is not given.
     """
     try:
         overrides = overrides_of(saved, given)
         _check_plugins(saved, given)
         return compose([*overrides, *given])
-    except (ValueError, UserError) as error:
-        raise UserError(
+    except (ValueError, Refusal) as error:
+        raise Refusal(
             f"{path}: {plain(str(error))} (Settings stand in the file itself; where they do not "
             "fit, give model and protocol here.)"
         ) from None
@@ -85,7 +84,7 @@ def _check_plugins(saved: Mapping[str, Any], given: Sequence[str]) -> None:
         re.sub(r"[^\w.-]", "_", Path(file).name) for file in saved.get("plugins") or ()
     )
     if unknown and files:
-        raise ValueError(
+        raise Refusal(
             f"its mixer {unknown[0]!r} is of the plugin {files}, which is code and is run only "
             f"when you name it. If you have it and trust it, add 'plugins=[{files}]'."
         )
@@ -97,7 +96,7 @@ def evaluate_checkpoint(
     """Build the settings' model, load ``tensors`` into it, run the validation images.
 
     Raises:
-        UserError: the tensors belong to another model, or the data is not there.
+        Refusal: the tensors belong to another model, or the data is not there.
     """
     from mixerbench.config.plugins import load_plugins
     from mixerbench.data.corrupt import CorruptImages
@@ -107,16 +106,14 @@ def evaluate_checkpoint(
     from mixerbench.training.evaluation import evaluate
 
     device = choose_device(settings.run.device)
-    with as_user_errors():
-        load_plugins(settings)
-        splits = open_images(settings.protocol)
-        model = _build(settings, len(splits.train.classes), len(tensors))
-        load_weights(model, tensors, settings.label)
+    load_plugins(settings)
+    splits = open_images(settings.protocol)
+    model = _build(settings, len(splits.train.classes), len(tensors))
+    load_weights(model, tensors, settings.label)
     model.to(device, weight_dtype(settings.run.precision))
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
     corrupt = CorruptImages(splits.val, "val", settings.protocol.data.max_corrupt)
-    with as_user_errors():
-        result = evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
+    result = evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
     return result, splits.val
 
 
@@ -124,18 +121,18 @@ def _build(settings: Settings, num_classes: int, entries: int) -> "nn.Module":
     """A model that the ``entries`` of a file can belong to.
 
     Raises:
-        ValueError: its settings ask for more than that, or than this machine has.
+        Refusal: its settings ask for more than that, or than this machine has.
     """
     from mixerbench.training.loop import build_model
 
     size = settings.model["size"]
     blocks = size["depth"] if "depth" in size else sum(size["depths"])
     if blocks > entries:  # which nobody would live to see built
-        raise ValueError(f"a model of {blocks} blocks has more entries than the file, {entries}.")
+        raise Refusal(f"a model of {blocks} blocks has more entries than the file, {entries}.")
     try:
         return build_model(settings, num_classes)
     except (RuntimeError, MemoryError, OverflowError) as error:  # numbers that nothing can have
-        raise ValueError(f"no such model can be built here: {first_line(error)}") from None
+        raise Refusal(f"no such model can be built here: {first_line(error)}") from None
 
 
 def find_file(place: str, ema: bool) -> Path:
@@ -146,13 +143,13 @@ def find_file(place: str, ema: bool) -> Path:
         ema: the moving average instead of the weights themselves.
 
     Raises:
-        UserError: nothing is there.
+        Refusal: nothing is there.
     """
     path = Path(place).expanduser()
     if path.is_dir():
         path = _file_in(path, ema)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: give a run's folder or a file.")
+        raise Refusal(f"there is no checkpoint {path}: give a run's folder or a file.")
     return path
 
 
@@ -160,10 +157,9 @@ def read_weights(path: Path, ema: bool) -> dict[str, "Tensor"]:
     """The state dict in a file of weights, or in a checkpoint, which has both.
 
     Raises:
-        UserError: it is no readable safetensors file.
+        Refusal: it is no readable safetensors file.
     """
-    with as_user_errors():
-        tensors, _ = checkpoint.load(path)
+    tensors, _ = checkpoint.load(path)
     return checkpoint.under_prefix("ema" if ema else "model", tensors) or tensors
 
 
@@ -171,7 +167,7 @@ def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str
     """Load a state dict that must fit exactly.
 
     Raises:
-        ValueError: how many entries are missing, left over or of another shape, and which; or
+        Refusal: how many entries are missing, left over or of another shape, and which; or
             one holds no numbers that training gives.
     """
     from mixerbench.models.weights import check_numbers
@@ -195,7 +191,7 @@ def load_weights(model: "nn.Module", tensors: Mapping[str, "Tensor"], label: str
         f"{len(names)} {what} ({plain(names[0])}, ...)" for what, names in found.items() if names
     ]
     if wrong:
-        raise ValueError(
+        raise Refusal(
             f"the checkpoint is of another model than {label}: {', '.join(wrong)}. "
             "Leave the model settings out to evaluate the one it was trained as."
         )
@@ -207,5 +203,5 @@ def _file_in(folder: Path, ema: bool) -> Path:
         return final
     newest = checkpoint.newest(folder / checkpoint.CHECKPOINTS)
     if newest is None:
-        raise UserError(f"{folder} has no weights: give a run's folder, or a safetensors file.")
+        raise Refusal(f"{folder} has no weights: give a run's folder, or a safetensors file.")
     return newest

@@ -12,8 +12,8 @@ from mixerbench.errors import first_line
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
 from mixers import MIXERS, load_plugin
-from mixers.catalog import Entry, mixer_catalog
-from mixers.plan import SCHEDULES, MixerChoice, Schedule, read_plan
+from mixers.core.catalog import Entry, mixer_catalog
+from mixers.core.plan import SCHEDULES, MixerChoice, Schedule, read_plan
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})")
 

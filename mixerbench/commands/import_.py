@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from leaderboard.text import plain
 from mixerbench.config.compose import compose
 from mixerbench.config.presets import official_code
-from mixerbench.errors import UserError, as_user_errors, first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.training import checkpoint
 
 if TYPE_CHECKING:
@@ -31,20 +31,19 @@ def import_checkpoint(arguments: Sequence[str], ema: bool) -> str:
         ema: the moving average that the file holds beside the weights.
 
     Raises:
-        UserError: no such preset or file, no code of it, or entries that do not fit, and which.
+        Refusal: no such preset or file, no code of it, or entries that do not fit, and which.
     """
     given = _read(arguments)
     preset, source = given["preset"], Path(given["checkpoint"]).expanduser()
     out = Path(given.get("out", f"{preset}.safetensors")).expanduser()
-    with as_user_errors():
-        official_code(preset)
+    official_code(preset)
     if not source.is_file():
         what = "is a folder: give the file in it" if source.is_dir() else "is no file"
-        raise UserError(f"there is no checkpoint {source}: it {what}.")
+        raise Refusal(f"there is no checkpoint {source}: it {what}.")
     if out.suffix != ".safetensors":
-        raise UserError(f"out={out}: give a name that ends in .safetensors.")
+        raise Refusal(f"out={out}: give a name that ends in .safetensors.")
     if out.exists():
-        raise UserError(f"{out} exists already: give another name with out=FILE, or remove it.")
+        raise Refusal(f"{out} exists already: give another name with out=FILE, or remove it.")
     settings = compose([f"preset={preset}", f"protocol={PROTOCOL}"])
 
     from mixerbench.models import convert_official
@@ -54,7 +53,7 @@ def import_checkpoint(arguments: Sequence[str], ema: bool) -> str:
         tensors = convert_official(preset, content, ema=ema)
         _check_sizes(tensors, source)
     except (ValueError, OSError) as error:
-        raise UserError(f"{source}: {plain(str(error))}") from None
+        raise Refusal(f"{source}: {plain(str(error))}") from None
     about = {"settings": dataclasses.asdict(settings), "imported_from": source.name}
     checkpoint.save(out, tensors, about)
     count = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
@@ -225,11 +224,11 @@ def _read(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in ("preset", "checkpoint", "out") or not equals or not value:
-            raise UserError(
+            raise Refusal(
                 f"import takes preset=NAME, checkpoint=FILE and out=FILE, not {argument!r}."
             )
         given[key] = value
     for key in ("preset", "checkpoint"):
         if key not in given:
-            raise UserError(f"import needs {key}=...: 'mixerbench import --help' shows how.")
+            raise Refusal(f"import needs {key}=...: 'mixerbench import --help' shows how.")
     return given

@@ -12,9 +12,9 @@ from rich.text import Text
 from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
-from mixerbench.errors import UserError, as_user_errors
-from mixers.catalog import MISSING, Option, nearest
-from mixers.plan import SCHEDULES, plan_name
+from mixerbench.errors import Refusal
+from mixers.core.catalog import MISSING, Option, nearest
+from mixers.core.plan import SCHEDULES, plan_name
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -23,20 +23,19 @@ def listing(arguments: Sequence[str]) -> str:
     """The tables that ``arguments`` name, all of them if they name none.
 
     Raises:
-        UserError: no such table, or a plugin that cannot be read.
+        Refusal: no such table, or a plugin that cannot be read.
     """
     names = [argument for argument in arguments if not argument.startswith("plugins=")]
     plugins = find_plugins(arguments)
     for name in names:
         if name not in _TABLES:
-            raise UserError(f"there is no list of {name!r}. {nearest(name, _TABLES)}")
+            raise Refusal(f"there is no list of {name!r}. {nearest(name, _TABLES)}")
     # What reads a pipe wants whole lines, and below 110 characters nothing is left for papers.
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     console = Console(highlight=False, width=max(columns, 110))
     with console.capture() as capture:
         for name in names or _TABLES:
-            with as_user_errors():
-                header, rows = _TABLES[name](plugins)
+            header, rows = _TABLES[name](plugins)
             table = Table(title=name, title_justify="left", box=None, pad_edge=False)
             for column, cells in zip(header, zip(*rows, strict=True), strict=True):
                 lines = [line for cell in (column, *cells) for line in cell.splitlines()]

@@ -23,9 +23,8 @@ from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
 from mixerbench.errors import (
+    Refusal,
     TrainingStopped,
-    UserError,
-    as_user_errors,
     first_line,
     is_out_of_memory,
 )
@@ -39,8 +38,8 @@ from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
 from mixerbench.training.folder import read_settings
 from mixerbench.training.loop import build_model
-from mixers.catalog import plugin_path, source_digest
-from mixers.registry import MIXERS
+from mixers.core.catalog import plugin_path, source_digest
+from mixers.core.registry import MIXERS
 
 if TYPE_CHECKING:
     from leaderboard.board import Board
@@ -67,18 +66,17 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
         plugins: the files that may be run. What a store holds of plugins is a stranger's code.
 
     Raises:
-        UserError: no board or several are left, or no model can be built again.
+        Refusal: no board or several are left, or no model can be built again.
         TrainingStopped: no room for a batch, or the store refuses the results.
     """
-    with as_user_errors((ValueError, OSError)):
-        trusted = {source_digest(plugin_path(plugin).read_bytes()) for plugin in plugins}
+    trusted = {source_digest(plugin_path(plugin).read_bytes()) for plugin in plugins}
     device = choose_device(run.device)
     torch.set_num_threads(run.threads)
     board = _one_board(filters, uri)
     try:
         store = Store(uri, _STORE_TIMEOUT_SECONDS)
     except Exception as error:  # whatever MLflow raises
-        raise UserError(
+        raise Refusal(
             f"the results cannot be recorded there: {without_password(first_line(error))}"
         ) from None
     labels: dict[str, str] = {}  # by the id of the run that a model is built from
@@ -94,7 +92,7 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
                 file=sys.stderr,
             )
     if not rebuilt:
-        raise UserError("no model of this board can be built again: nothing is left to measure.")
+        raise Refusal("no model of this board can be built again: nothing is left to measure.")
     protocol = next(iter(rebuilt.values())).protocol  # that of all, by its fingerprint
     with _Bar() as bar:
         try:
@@ -129,13 +127,12 @@ def measure(filters: Sequence[str], run: Run, uri: str, plugins: Sequence[str] =
 
 
 def _one_board(filters: Sequence[str], uri: str) -> "Board":
-    with as_user_errors():
-        found = boards(read_runs(uri).runs, filters=filters)
+    found = boards(read_runs(uri).runs, filters=filters)
     if not found:
-        raise UserError("there is no finished run to measure: train some models first.")
+        raise Refusal("there is no finished run to measure: train some models first.")
     if len(found) > 1:
         names = ", ".join(f"protocol={one.fingerprint} ({one.protocol})" for one in found)
-        raise UserError(f"models of one board are measured, and here are {len(found)}: {names}.")
+        raise Refusal(f"models of one board are measured, and here are {len(found)}: {names}.")
     return found[0]
 
 
@@ -147,7 +144,7 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run, trusted: Collection[
             it is one of them, byte for byte, and what the run recorded.
 
     Raises:
-        ValueError: it has other parameters or multiply-adds than when it was trained.
+        Refusal: it has other parameters or multiply-adds than when it was trained.
         Exception: what is recorded of it is missing or does not fit this code.
     """
     known = set(MIXERS.names())
@@ -161,7 +158,7 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run, trusted: Collection[
             copies = [folder / Artifact.PLUGINS / name for name in names]
             for copy in copies:
                 if source_digest(copy.read_bytes()) not in trusted:
-                    raise ValueError(
+                    raise Refusal(
                         f"it needs the plugin {copy.name}, which is code and is run only when you "
                         f"name it, as it was then: add 'plugins=[{copy.name}]'."
                     )
@@ -175,7 +172,7 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run, trusted: Collection[
     for key, value in own.items():
         then = trained.metrics.get(key, value)  # none was counted with run.measure=false
         if not math.isclose(value, then, rel_tol=_EQUAL):
-            raise ValueError(
+            raise Refusal(
                 f"the code has changed since it was trained, its {key} is {value:,.10g} and was "
                 f"{then:,.10g}. Train it again, or measure with the code of then."
             )

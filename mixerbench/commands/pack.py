@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixerbench.config.compose import compose
-from mixerbench.errors import TrainingStopped, UserError, as_user_errors
+from mixerbench.errors import Refusal, TrainingStopped
 
 if TYPE_CHECKING:
     from mixerbench.data.pack import Packed
@@ -27,17 +27,17 @@ def pack_folder(arguments: Sequence[str]) -> str:
     """Pack the training and validation images of ``data=...``; returns what was done.
 
     Raises:
-        UserError: a setting does not fit, or ``out=`` holds something else.
+        Refusal: a setting does not fit, or ``out=`` holds something else.
         TrainingStopped: it ended early; the same call goes on.
     """
     own, given = _read(arguments)
     if not given:
-        raise UserError("pack needs data=NAME and data.root=FOLDER: images to be packed.")
+        raise Refusal("pack needs data=NAME and data.root=FOLDER: images to be packed.")
     protocol = compose(given).protocol
     data = protocol.data
     if data.source != "folder" or data.root is None:
         what = "has no root" if data.source == "folder" else "is no image folder"
-        raise UserError(
+        raise Refusal(
             f"data set {data.name!r} {what}: pack takes data=imagenet or data=folder with "
             "data.root=FOLDER, which holds train/<class>/ and val/<class>/ of images."
         )
@@ -47,13 +47,12 @@ def pack_folder(arguments: Sequence[str]) -> str:
     from mixerbench.data.images import open_images
     from mixerbench.data.pack import Packing, pack, usable_cores
 
-    with as_user_errors():
-        how = {key: value for key, value in own.items() if key not in ("out", "jobs")}
-        packing = Packing(**how)
-        if is_packed(root):
-            raise ValueError(f"{root} is packed already: give the image folder, data.root=FOLDER.")
-        protocol.recipe.batch.size = 1  # no batch has to be filled
-        splits = open_images(protocol)
+    how = {key: value for key, value in own.items() if key not in ("out", "jobs")}
+    packing = Packing(**how)
+    if is_packed(root):
+        raise Refusal(f"{root} is packed already: give the image folder, data.root=FOLDER.")
+    protocol.recipe.batch.size = 1  # no batch has to be filled
+    splits = open_images(protocol)
     with _Bar("images") as bar:
         packed = pack(
             splits, root, own["out"], packing, data.exif_orientation,
@@ -66,18 +65,18 @@ def verify_folder(arguments: Sequence[str]) -> str:
     """Read every byte of ``out=FOLDER`` and compare checksums; returns that all are right.
 
     Raises:
-        UserError: it is no packed data set.
+        Refusal: it is no packed data set.
         TrainingStopped: some are not, and which.
     """
     own, given = _read(arguments)
     others = [*given, *(f"{key}=..." for key in own if key not in ("out", "jobs"))]
     if others:
-        raise UserError(f"pack --verify takes out=FOLDER and jobs=N, not {others[0]!r}.")
+        raise Refusal(f"pack --verify takes out=FOLDER and jobs=N, not {others[0]!r}.")
 
     from mixerbench.data.pack import usable_cores, verify
 
     out = own["out"]
-    with as_user_errors(), _Bar("MiB", 2**20) as bar:
+    with _Bar("MiB", 2**20) as bar:
         files, damaged = verify(out, own.get("jobs") or usable_cores(), bar.show)
     if damaged:
         raise TrainingStopped(
@@ -98,12 +97,12 @@ def _read(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         elif key in _DATA or key.startswith(("data.", "protocol.data.")):
             given.append(argument)
         else:
-            raise UserError(
+            raise Refusal(
                 f"pack takes data=NAME, data.root=FOLDER, {'=..., '.join(_OWN)}=..., "
                 f"not {argument!r}."
             )
     if "out" not in own:
-        raise UserError("pack needs out=FOLDER: the place of the packed data set.")
+        raise Refusal("pack needs out=FOLDER: the place of the packed data set.")
     return own, given
 
 
@@ -115,7 +114,7 @@ def _value(key: str, text: str) -> Any:
     if text == "null":
         return None
     if not text.isdecimal() or not int(text):
-        raise UserError(f"{key}={text}: give a whole number above 0, or null.")
+        raise Refusal(f"{key}={text}: give a whole number above 0, or null.")
     return int(text)
 
 

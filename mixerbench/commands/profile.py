@@ -15,12 +15,11 @@ from mixerbench.config.checks import known_classes
 from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Settings
 from mixerbench.devices import choose_device
-from mixerbench.errors import as_user_errors
 from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, break_down
 from mixerbench.measure.flops import CONVENTION, count_macs
 from mixerbench.measure.profile import Measures, measure_model
 from mixerbench.training.loop import build_model
-from mixers.conformance import check_mixers
+from mixers.core.conformance import check_mixers
 
 _FALLBACK_CLASSES = 1000  # ImageNet's, where the protocol learns the number from the data
 _COLUMNS = 120  # no table is wider, nor wrapped: 100 for names of usual length
@@ -30,16 +29,15 @@ def profile(settings: Settings, as_json: bool) -> str:
     """Measure the settings' model at the protocol's resolution.
 
     Raises:
-        UserError: the model's parts do not fit each other, or a mixer fails a check.
+        Refusal: the model's parts do not fit each other, or a mixer fails a check.
     """
     device = choose_device(settings.run.device)
     torch.set_num_threads(settings.run.threads)
     size = settings.protocol.image_size
     classes = known_classes(settings.protocol.data) or _FALLBACK_CLASSES
-    with as_user_errors():
-        load_plugins(settings)
-        model = build_model(settings, classes)
-        check_mixers(model)
+    load_plugins(settings)
+    model = build_model(settings, classes)
+    check_mixers(model)
     how: dict[str, Any] = {
         "num_classes": classes,
         "batch_size": settings.run.measure_batch_size,

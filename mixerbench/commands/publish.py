@@ -9,7 +9,7 @@ from leaderboard.board import Board, boards
 from leaderboard.bundle import is_bundle
 from leaderboard.site import board_page, single_page, write_site
 from leaderboard.source import open_source
-from mixerbench.errors import TrainingStopped, UserError, as_user_errors, first_line
+from mixerbench.errors import Refusal, TrainingStopped, first_line
 from mixerbench.tracking.keys import LEADERBOARD, SCHEMA_VERSION, Artifact, Tag
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store, resolve_uri
@@ -25,27 +25,25 @@ def publish(uri: str | None, filters: Sequence[str], plugins: Sequence[str] = ()
     are Python files whose mixers' pages are whole; they are run.
 
     Raises:
-        UserError: nothing matches, or there is no store.
+        Refusal: nothing matches, or there is no store.
         TrainingStopped: the store failed in between; doing it again does the rest.
     """
     uri = resolve_uri(uri)
     if is_bundle(Path(uri)):
-        raise UserError(f"{uri} is a bundle: give --uri of an MLflow store or server.")
-    with as_user_errors():
-        source = open_source(uri)
-        reading = source.read()
-        found = boards(reading.runs, reading.measurements, filters=filters, source=source)
+        raise Refusal(f"{uri} is a bundle: give --uri of an MLflow store or server.")
+    source = open_source(uri)
+    reading = source.read()
+    found = boards(reading.runs, reading.measurements, filters=filters, source=source)
     by_experiment: dict[str, list[Board]] = {}
     for board in found:
         for experiment in {run.experiment_id for one in board.entries for run in one.runs}:
             by_experiment.setdefault(experiment, []).append(board)
     if not by_experiment:
-        raise UserError("there is no finished run to publish.")
+        raise Refusal("there is no finished run to publish.")
 
     from mixerbench.commands.families import families_of
 
-    with as_user_errors():
-        about = families_of(found, plugins)
+    about = families_of(found, plugins)
     url = source.name if uri.startswith(("http://", "https://")) else ""
     lines = []
     try:
@@ -60,7 +58,7 @@ def publish(uri: str | None, filters: Sequence[str], plugins: Sequence[str] = ()
                 )
                 _write_single_pages(site.folder, shown, Path(place))
                 lines.append(_store(store, experiment, Path(place)))
-    except UserError:
+    except Refusal:
         raise
     except Exception as error:  # whatever MLflow raises
         raise TrainingStopped(

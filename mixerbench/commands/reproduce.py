@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixerbench.config.presets import PRESETS, TWICE, Preset, find_preset
-from mixerbench.errors import UserError, as_user_errors
+from mixerbench.errors import Refusal
 from mixerbench.measure.flops import CONVENTION, count_macs, macs_by_formula, on_cpu
 from mixerbench.measure.profile import count_parameters
 from mixerbench.models import create_model
@@ -48,12 +48,11 @@ def reproduce(names: Sequence[str], format: str) -> str:
     """The table of the presets in ``names``, of all if there are none.
 
     Raises:
-        UserError: no such preset, or no such format.
+        Refusal: no such preset, or no such format.
     """
     if format not in FORMATS:
-        raise UserError(f"--format {format}: choose one of {', '.join(FORMATS)}.")
-    with as_user_errors():
-        presets = {name: find_preset(name) for name in names} if names else dict(PRESETS)
+        raise Refusal(f"--format {format}: choose one of {', '.join(FORMATS)}.")
+    presets = {name: find_preset(name) for name in names} if names else dict(PRESETS)
     progress = track(presets.items(), "counting", console=Console(stderr=True), transient=True)
     rows = [row(name, preset) for name, preset in progress]
     if format == "json":

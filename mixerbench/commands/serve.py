@@ -15,7 +15,7 @@ from leaderboard.server import (
     STORE,
     make_administrator,
 )
-from mixerbench.errors import UserError, first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import ARTIFACTS, check_reachable, resolve_uri, store_folder
 
@@ -33,13 +33,13 @@ def serve(uri: str | None, host: str, port: int, refresh_seconds: float) -> None
     stands between them.
 
     Raises:
-        UserError: no store, no free port, or others could come in without a password.
+        Refusal: no store, no free port, or others could come in without a password.
     """
     uri = resolve_uri(uri)
     _check_store(uri)
     _check_port(host, port)
     if refresh_seconds <= 0:
-        raise UserError(f"--refresh-seconds {refresh_seconds:g}: give a number above zero.")
+        raise Refusal(f"--refresh-seconds {refresh_seconds:g}: give a number above zero.")
     environment = {
         STORE: uri,
         REFRESH_SECONDS: str(refresh_seconds),
@@ -131,7 +131,7 @@ def _in_address(name: str) -> str:
 
 def _check_store(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
-        raise UserError(
+        raise Refusal(
             f"{without_password(uri)} is a server already: serve starts one on a store. "
             "'mixerbench leaderboard publish' puts the pages into it."
         )
@@ -141,14 +141,14 @@ def _check_store(uri: str) -> None:
 
 
 def _check_driver(uri: str) -> None:
-    """UserError: a database that this Python has no driver for, which MLflow tells in 46 lines."""
+    """Refusal: a database that this Python has no driver for, which MLflow tells in 46 lines."""
     from sqlalchemy import create_engine
 
     try:
         create_engine(uri)  # connects nowhere yet
     except Exception as error:  # ImportError, or of its grammar
         reason = without_password(first_line(error))
-        raise UserError(
+        raise Refusal(
             f"cannot open the store {without_password(uri)} ({reason}): install the driver of "
             "this database, or correct the address."
         ) from None
@@ -161,7 +161,7 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, OverflowError) as error:
-        raise UserError(
+        raise Refusal(
             f"cannot listen on {host}, port {port} ({error}): give a free --port, and as --host "
             "this machine's name or address, or 0.0.0.0 for all of them."
         ) from None
@@ -183,16 +183,16 @@ def _use_folder(folder: Path | None) -> None:
 
 
 def _check_authentication() -> None:
-    """UserError: MLflow could not ask others for a password."""
+    """Refusal: MLflow could not ask others for a password."""
     others = "to let others in, MLflow asks them for a password, and"
     if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError(f"{others} needs a package for it: pip install 'mlflow[auth]'.")
+        raise Refusal(f"{others} needs a package for it: pip install 'mlflow[auth]'.")
     if not os.environ.get(KEY):
-        raise UserError(f"{others} needs a secret of its own: export {KEY}=$(openssl rand -hex 32)")
+        raise Refusal(f"{others} needs a secret of its own: export {KEY}=$(openssl rand -hex 32)")
     try:
         make_administrator()
     except ValueError as error:
-        raise UserError(
+        raise Refusal(
             f"{others} needs an administrator: export {PASSWORD}=... of 12 characters or more, "
             f"for the first start. MLflow says: {error}"
         ) from None

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from leaderboard import leaderboard_text
 from mixerbench.config.schema import Tracking
-from mixerbench.errors import TrainingStopped, as_user_errors, first_line
+from mixerbench.errors import TrainingStopped, first_line
 from mixerbench.launching.suite import (
     Suite,
     find_runs,
@@ -33,7 +33,7 @@ def train_suite(suite: Suite) -> None:
     """Train what is not finished, upload what the store has missed, print the leaderboard.
 
     Raises:
-        UserError: the data is not there or does not fit.
+        Refusal: the data is not there or does not fit.
         TrainingStopped: some runs did not finish; says which, after the leaderboard.
         Preempted: a scheduler said so; the running ones have saved their state.
     """
@@ -47,15 +47,14 @@ def train_suite(suite: Suite) -> None:
     elif finished:
         for folder in finished.values():
             _upload(folder, tracking)
-        with as_user_errors():
-            print(
-                leaderboard_text(
-                    resolve_uri(tracking.uri),
-                    filters=[f"protocol={fingerprint}"],
-                    width=_width(),
-                    color=sys.stdout.isatty(),
-                )
+        print(
+            leaderboard_text(
+                resolve_uri(tracking.uri),
+                filters=[f"protocol={fingerprint}"],
+                width=_width(),
+                color=sys.stdout.isatty(),
             )
+        )
     if failures:
         raise TrainingStopped(
             f"{len(failures)} of {len(suite.runs)} runs did not finish: {', '.join(failures)}. "

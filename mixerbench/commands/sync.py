@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixerbench.config.schema import Tracking
-from mixerbench.errors import UserError, first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import check_reachable, resolve_uri
 from mixerbench.tracking.upload import RUN_FILE, Upload, read_cursor, sync_command
@@ -16,7 +16,7 @@ def sync_all(places: Sequence[str], uri: str | None = None) -> None:
     """Upload the rest of every run's journal, and print what was done; one cannot stop others.
 
     Raises:
-        UserError: as ``sync``; of several, how many, after the others.
+        Refusal: as ``sync``; of several, how many, after the others.
     """
     if len(places) == 1:
         print(sync(places[0], uri))
@@ -25,11 +25,11 @@ def sync_all(places: Sequence[str], uri: str | None = None) -> None:
     for place in places:
         try:
             print(sync(place, uri))
-        except UserError as error:
+        except Refusal as error:
             failed += 1
             print(f"mixerbench: {error}", file=sys.stderr)
     if failed:
-        raise UserError(f"{failed} of {len(places)} folders could not be uploaded, as said above.")
+        raise Refusal(f"{failed} of {len(places)} folders could not be uploaded, as said above.")
 
 
 def sync(place: str, uri: str | None = None) -> str:
@@ -39,15 +39,15 @@ def sync(place: str, uri: str | None = None) -> str:
         uri: where to, the user's word; what the folder says of it is a stranger's, perhaps.
 
     Raises:
-        UserError: there is no run, it was meant for another store, or the store refuses it.
+        Refusal: there is no run, it was meant for another store, or the store refuses it.
     """
     folder = Path(place)
     if not (folder / RUN_FILE).is_file():
-        raise UserError(f"{folder} is no run's folder: give one below run.root.")
+        raise Refusal(f"{folder} is no run's folder: give one below run.root.")
     recorded, timeout_seconds = _recorded(folder)
     address = resolve_uri(uri)
     if uri is None and recorded not in (None, without_password(address)):
-        raise UserError(
+        raise Refusal(
             f"{folder} was to go to {recorded}, and you would send it to "
             f"{without_password(address)}: choose, with '{sync_command(folder, recorded)}' or "
             "another --uri."
@@ -55,7 +55,7 @@ def sync(place: str, uri: str | None = None) -> str:
     try:
         upload = Upload(folder, Tracking(uri=address, timeout_seconds=timeout_seconds))
     except (ValueError, OSError) as error:
-        raise UserError(first_line(error)) from None
+        raise Refusal(first_line(error)) from None
     if upload.is_complete():
         return f"{folder}: everything was uploaded already"
     check_reachable(address, timeout_seconds)
@@ -63,7 +63,7 @@ def sync(place: str, uri: str | None = None) -> str:
         upload.advance()
     except Exception as error:  # whatever MLflow raises
         reason = without_password(first_line(error))
-        raise UserError(f"{folder}: the store refused the upload: {reason}") from None
+        raise Refusal(f"{folder}: the store refused the upload: {reason}") from None
     return f"{folder}: uploaded to {without_password(address)}, run {upload.run_id}"
 
 

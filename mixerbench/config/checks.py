@@ -19,8 +19,9 @@ from mixerbench.config.schema import (
     flatten,
 )
 from mixerbench.config.sizes import halved_grid, token_grid
-from mixers.catalog import Entry, nearest
-from mixers.plan import check_names, check_prefix, read_plan, spread
+from mixerbench.errors import Refusal
+from mixers.core.catalog import Entry, nearest
+from mixers.core.plan import check_names, check_prefix, read_plan, spread
 
 _CHOICES = {
     "run.precision": PRECISIONS,
@@ -169,19 +170,19 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
         catalogs: what is registered, by kind: mixer, channel_mixer, merging, ...
 
     Raises:
-        ValueError: what came, what fits, what to do.
+        Refusal: what came, what fits, what to do.
     """
     for path, choices in _CHOICES.items():
         value = _get(settings, path)
         if value not in choices:
-            raise ValueError(f"{path}={value}: choose one of {', '.join(choices)}.")
+            raise Refusal(f"{path}={value}: choose one of {', '.join(choices)}.")
     for path, (hint, fits) in _BOUNDS.items():
         value = _get(settings, path)
         if value is not None and not fits(value):
-            raise ValueError(f"{path}={value}: {hint}.")
+            raise Refusal(f"{path}={value}: {hint}.")
     for path, value in flatten(dataclasses.asdict(settings)):
         if not _is_number(value):
-            raise ValueError(
+            raise Refusal(
                 f"{path.removeprefix('model.')}={value}: give a number between -1e100 "
                 "and 1e100, a whole one between -1e15 and 1e15."
             )
@@ -189,9 +190,9 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
     for name, value in settings.model["size"].items():
         numbers = value if isinstance(value, list) else [value]
         if name != "name" and not (numbers and all(map(fits, numbers))):
-            raise ValueError(f"size.{name}={value}: {hint}.")
+            raise Refusal(f"size.{name}={value}: {hint}.")
     if settings.protocol.data.pixels == "same-law-opencv" and find_spec("cv2") is None:
-        raise ValueError(
+        raise Refusal(
             "protocol.data.pixels=same-law-opencv needs OpenCV: pip install 'mixerbench[opencv]'."
         )
     _check_batch(settings)
@@ -231,21 +232,21 @@ def check_data(data: Data) -> None:
     """Refuse a data set that is not where the settings say.
 
     Raises:
-        ValueError: which folder is missing, and how to name another.
+        Refusal: which folder is missing, and how to name another.
     """
     if data.source != "folder":
         return
     hint = "set protocol.data.root=FOLDER, which holds train/<class>/ and val/<class>/ of images."
     if data.root is None:
-        raise ValueError(f"data set {data.name!r} has no root: {hint}")
+        raise Refusal(f"data set {data.name!r} has no root: {hint}")
     if is_packed(Path(data.root).expanduser()):
         return  # what is wrong with it is known when it is opened
     for split in ("train", "val"):
         folder = Path(data.root).expanduser() / split
         if not folder.is_dir():
-            raise ValueError(f"data set {data.name!r}: there is no folder {folder}: {hint}")
+            raise Refusal(f"data set {data.name!r}: there is no folder {folder}: {hint}")
         if not any(child.is_dir() for child in folder.iterdir()):
-            raise ValueError(f"data set {data.name!r}: {folder} has no class folders: {hint}")
+            raise Refusal(f"data set {data.name!r}: {folder} has no class folders: {hint}")
 
 
 def known_classes(data: Data) -> int | None:
@@ -265,12 +266,12 @@ def check_processes(batch: Batch, processes: int) -> None:
     """Refuse a number of processes that cannot share the virtual ranks of a step evenly.
 
     Raises:
-        ValueError: which numbers can.
+        Refusal: which numbers can.
     """
     virtual_ranks = batch.size // batch.micro_batch_size
     if virtual_ranks % processes:
         fitting = [str(n) for n in range(1, virtual_ranks + 1) if virtual_ranks % n == 0]
-        raise ValueError(
+        raise Refusal(
             f"{processes} processes cannot share a batch of {batch.size} images in micro-batches "
             f"of {batch.micro_batch_size}: run.devices (times the machines) may be "
             f"{', '.join(fitting)}. Smaller micro-batches (protocol.recipe.batch.micro_batch_size) "
@@ -283,27 +284,27 @@ def _check_batch(settings: Settings) -> None:
     batch, micro = recipe.batch.size, recipe.batch.micro_batch_size
     mixed = bool(recipe.mixup.mixup or recipe.mixup.cutmix)
     if batch % micro:
-        raise ValueError(
+        raise Refusal(
             f"a batch of {batch} images is not divisible into micro-batches of {micro}: "
             "change protocol.recipe.batch.size or protocol.recipe.batch.micro_batch_size."
         )
     check_processes(recipe.batch, settings.run.devices * settings.launcher.nodes)
     if settings.run.parallel == "fsdp" and settings.run.precision == "fp16":
-        raise ValueError(
+        raise Refusal(
             "run.precision=fp16 scales its loss, which run.parallel=fsdp does not: use bf16."
         )
     if settings.run.precision == "fp64" and settings.run.measure:
-        raise ValueError(
+        raise Refusal(
             "run.precision=fp64 is for checking results, not for measuring speed: "
             "set run.measure=false beside it."
         )
     if recipe.loss.name == "binary_cross_entropy" and recipe.loss.label_smoothing and mixed:
-        raise ValueError(
+        raise Refusal(
             "binary cross-entropy takes every class of a mixture as a target, and label smoothing "
             "puts all classes into it: set protocol.recipe.loss.label_smoothing=0."
         )
     if micro % 2 and mixed:
-        raise ValueError(
+        raise Refusal(
             f"mixup pairs the images of a micro-batch, and {micro} is odd: "
             "set protocol.recipe.batch.micro_batch_size to an even number."
         )
@@ -312,18 +313,18 @@ def _check_batch(settings: Settings) -> None:
 def _check_launcher(settings: Settings) -> None:
     run, launcher = settings.run, settings.launcher
     if launcher.nodes > 1 and launcher.name != "slurm":
-        raise ValueError(
+        raise Refusal(
             f"launcher.nodes={launcher.nodes} needs launcher=slurm; without SLURM start "
             "'torchrun --nnodes=... -m mixerbench train ...' on each machine."
         )
     for option in launcher.options:
         if not option.startswith("--"):
-            raise ValueError(
+            raise Refusal(
                 f"launcher.options={launcher.options}: give sbatch's own options, "
                 """'launcher.options=["--qos=high"]'."""
             )
     if launcher.devices is not None and len(launcher.devices) < run.devices:
-        raise ValueError(
+        raise Refusal(
             f"launcher.devices={launcher.devices} are fewer than run.devices={run.devices} of "
             "one run: name more GPUs, or set run.devices lower."
         )
@@ -335,7 +336,7 @@ def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]
     for slot in ("channel_mixer", "merging"):
         name = backbone.get(slot)
         if name is not None and name not in catalogs[slot]:
-            raise ValueError(f"unknown {slot} {name!r}. {nearest(name, catalogs[slot])}")
+            raise Refusal(f"unknown {slot} {name!r}. {nearest(name, catalogs[slot])}")
     plan = read_plan(model["mixer"])
     check_names(plan, list(mixers))
     if "depths" in size:
@@ -358,7 +359,7 @@ def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]
         for kind, name, entry, options in parts:
             tied = any(options.get(option) for option in entry.facts.get("grid_options", ()))
             if tied or not entry.facts.get("any_grid", True):
-                raise ValueError(
+                raise Refusal(
                     f"{kind} {name!r} runs only on the {grids[0][0]} x {grids[0][1]} tokens "
                     f"that it was trained on, not on {grids[1][0]} x {grids[1][1]}: leave "
                     f"protocol.evaluation.image_size out, or choose a {kind} that runs on any grid."

@@ -41,9 +41,9 @@ from mixerbench.config.schema import (
     flatten,
 )
 from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixerbench.errors import UserError, as_user_errors
-from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
-from mixers.plan import PLAN, SCHEDULES, plan_name, read_plan
+from mixerbench.errors import Refusal
+from mixers.core.catalog import MISSING, Entry, mixer_catalog, nearest, read_files
+from mixers.core.plan import PLAN, SCHEDULES, plan_name, read_plan
 
 _HERE = Path(__file__).parent
 CONFIGS = next(
@@ -68,12 +68,12 @@ def compose(arguments: Sequence[str], match: Match | None = None) -> Settings:
         match: finds the size for ``match=...``, which is refused without it.
 
     Raises:
-        UserError: an unknown name or field, a value of the wrong type, a sweep.
+        Refusal: an unknown name or field, a value of the wrong type, a sweep.
     """
     overrides = _parse(arguments)
     for override in overrides:
         if override.is_sweep_override():
-            raise UserError(
+            raise Refusal(
                 f"{override.input_line} names several values: add -m to train one run for each."
             )
     return _matched(_compose_one([str(override.input_line) for override in overrides]), match)
@@ -86,13 +86,13 @@ def compose_sweep(arguments: Sequence[str], match: Match | None = None) -> list[
         match: as in ``compose``, asked once everything else is known to be right.
 
     Raises:
-        UserError: as ``compose``; nothing has been started then.
+        Refusal: as ``compose``; nothing has been started then.
     """
     choices = []
     for override in _parse(arguments):
         if override.is_sweep_override():
             if not override.is_choice_sweep() and not override.is_range_sweep():
-                raise UserError(f"{override.input_line}: a sweep names its values: a,b,c.")
+                raise Refusal(f"{override.input_line}: a sweep names its values: a,b,c.")
             key = override.get_key_element()
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
@@ -193,7 +193,7 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
                 content = None
             names = [content] if isinstance(content, str) else content
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise UserError(f"{override}: give a list of Python files, plugins=[my_mixer.py].")
+                raise Refusal(f"{override}: give a list of Python files, plugins=[my_mixer.py].")
             return [str(Path(name).expanduser().absolute()) for name in names]
     return []
 
@@ -203,11 +203,10 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
 
 def _compose_one(overrides: list[str]) -> Settings:
     plugins = find_plugins(overrides)
-    with as_user_errors():
-        for text in _matches(overrides):
-            read_target(text)
-        preset, expanded = _expand_preset([o for o in overrides if not _matches([o])])
-        catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
+    for text in _matches(overrides):
+        read_target(text)
+    preset, expanded = _expand_preset([o for o in overrides if not _matches([o])])
+    catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
     backbone = _backbone(expanded)
     _check_names(expanded, catalogs, backbone)
     with _hydra(catalogs, backbone):
@@ -215,7 +214,7 @@ def _compose_one(overrides: list[str]) -> Settings:
             config = hydra.compose("train", expanded)
             content: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(expanded, error)) from None
+            raise Refusal(_explain(expanded, error)) from None
     model = {part: content[part] for part in PARTS}
     settings = Settings(
         label="",
@@ -227,9 +226,8 @@ def _compose_one(overrides: list[str]) -> Settings:
         overrides=overrides,
         launcher=build(Launcher, content["launcher"]),
     )
-    with as_user_errors():
-        check(settings, catalogs)
-        digests = source_digests(plugins, model["mixer"], catalogs["mixer"])
+    check(settings, catalogs)
+    digests = source_digests(plugins, model["mixer"], catalogs["mixer"])
     if digests:  # models of the built-in mixers keep the fingerprints that they always had
         model["plugins"] = digests
     settings.label = (
@@ -259,7 +257,7 @@ def _matched(settings: Settings, match: Match | None) -> Settings:
     if not texts:
         return settings
     if match is None:
-        raise UserError(
+        raise Refusal(
             f"match={texts[-1]}: only train, profile and suite look for a size; name it here."
         )
     before = settings.model["size"]
@@ -293,12 +291,12 @@ def _check_names(
             if value not in known[group]:
                 of = f" of backbone {backbone}" if group == "size" else ""
                 hint = nearest(str(value), known[group])
-                raise UserError(f"unknown {group} {value!r}{of}. {hint}")
+                raise Refusal(f"unknown {group} {value!r}{of}. {hint}")
         elif key.partition(".")[0] in PARTS and key.endswith(".name"):
             part = key.removesuffix(".name")
-            raise UserError(f"{key} is not set by itself: choose with {part}={text}.")
+            raise Refusal(f"{key} is not set by itself: choose with {part}={text}.")
         elif key.partition(".")[0] == "hydra":
-            raise UserError("there is no setting 'hydra': mixerbench keeps its own folders.")
+            raise Refusal("there is no setting 'hydra': mixerbench keeps its own folders.")
 
 
 @contextmanager
@@ -367,7 +365,7 @@ def _type(annotation: str) -> Any:
 def _parse(arguments: Sequence[str]) -> list[Override]:
     for argument in arguments:
         if not re.match(r"[A-Za-z_][\w@./:-]*=", argument):
-            raise UserError(
+            raise Refusal(
                 f"cannot read {argument!r}: settings are given as name=value, "
                 "such as mixer=patch_ff or run.seed=1."
             )
@@ -381,7 +379,7 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
         try:
             overrides.append(parser.parse_override(expanded))
         except HydraException:
-            raise UserError(
+            raise Refusal(
                 f"cannot read {argument!r}: settings are given as name=value. A value with special "
                 "characters needs quotes of its own, name='\"a=b\"'."
             ) from None

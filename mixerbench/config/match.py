@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from mixerbench.config.schema import Settings
 from mixerbench.config.sizes import Size
+from mixerbench.errors import Refusal
 
 TOLERANCE = 0.01
 """How far a cost may be from what it is to be, as a share of that."""
@@ -36,12 +37,12 @@ def read_target(text: str) -> Target:
     """``params:22M`` or ``flops:4.6G``, as it stands after ``match=``.
 
     Raises:
-        ValueError: what came, what is expected, an example.
+        Refusal: what came, what is expected, an example.
     """
     found = _TARGET.fullmatch(text)
     value = round(Decimal(found[2]) * _UNITS[found[3].replace("K", "k")]) if found else 0
     if found is None or value < 1:
-        raise ValueError(
+        raise Refusal(
             f"match={text}: give params:NUMBER or flops:NUMBER (multiply-adds of one image) with "
             "k, M, G or nothing behind the number, such as match=params:22M or match=flops:4.6G."
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mixerbench.config.schema import Settings
-from mixers.catalog import Entry, is_built_in, mixer_catalog, plugin_path, source_digest
-from mixers.plan import read_plan
+from mixerbench.errors import Refusal
+from mixers.core.catalog import Entry, is_built_in, mixer_catalog, plugin_path, source_digest
+from mixers.core.plan import read_plan
 
 
 def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Entry]) -> list[str]:
@@ -20,7 +21,7 @@ def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Ent
         catalog: of mixers, those of the plugins included.
 
     Raises:
-        ValueError: a plugin is no Python file.
+        Refusal: a plugin is no Python file.
     """
     files = [*map(plugin_path, plugins), *_packages(plugins, mixer, catalog).values()]
     return sorted({source_digest(path.read_bytes()) for path in files})
@@ -30,9 +31,9 @@ def load_plugins(settings: Settings) -> None:
     """Run the plugins, if they are what they were when the settings were made.
 
     Raises:
-        ValueError: one has changed since, or is no Python file.
+        Refusal: one has changed since, or is no Python file.
     """
-    from mixers.registry import MIXERS, load_plugin
+    from mixers.core.registry import MIXERS, load_plugin
 
     digests = settings.model.get("plugins")  # those of older runs are not known
     for plugin in settings.plugins:
@@ -43,7 +44,7 @@ def load_plugins(settings: Settings) -> None:
     for name, path in _packages(settings.plugins, settings.model["mixer"], catalog).items():
         MIXERS.get(name)  # which imports it
         if source_digest(path.read_bytes()) not in digests:
-            raise ValueError(
+            raise Refusal(
                 f"mixer {name!r} is of an installed package, and its file {path} has changed since "
                 "the settings were made: install the package as it was, or give the command again."
             )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mixers.catalog import nearest
+from mixerbench.errors import Refusal
+from mixers.core.catalog import nearest
 
 PARTS = ("backbone", "size", "stem", "mixer")
 """What a model consists of, in settings and in presets."""
@@ -194,10 +195,10 @@ def find_preset(name: str) -> Preset:
     """The preset called ``name``.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        Refusal: there is none; the message names the nearest.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}. {nearest(name, PRESETS)}")
+        raise Refusal(f"unknown preset {name!r}. {nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -205,12 +206,12 @@ def official_code(name: str) -> str:
     """Whose names the official checkpoints of preset ``name`` have.
 
     Raises:
-        ValueError: there is no such preset, or its authors published no code for it.
+        Refusal: there is no such preset, or its authors published no code for it.
     """
     code = find_preset(name).code
     if not code:
         known = ", ".join(name for name, preset in PRESETS.items() if preset.code)
-        raise ValueError(
+        raise Refusal(
             f"preset {name!r} has no published code whose checkpoints could be imported. "
             f"Those that have: {known}."
         )
@@ -228,7 +229,7 @@ def with_changes(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: part -> name, mapping with a name, or list of mixers; None leaves it as it is.
 
     Raises:
-        ValueError: there is no such preset.
+        Refusal: there is no such preset.
     """
     parts = copy.deepcopy(dict(find_preset(preset).model))
     for part, choice in given.items():

@@ -14,9 +14,9 @@ from typing import Any
 from mixerbench.config.compose import compose, config_names, in_hydras_words, part_catalog
 from mixerbench.config.schema import UNHASHED, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixerbench.errors import UserError
-from mixers.catalog import MISSING, Entry
-from mixers.plan import PLAN, SCHEDULES
+from mixerbench.errors import Refusal
+from mixers.core.catalog import MISSING, Entry
+from mixers.core.plan import PLAN, SCHEDULES
 
 _FILLED_IN = (
     *("data.digest", "data.packed", "data.num_classes"),
@@ -40,7 +40,7 @@ def command(
     """
     try:
         arguments = list(_arguments(model, protocol, plugins))
-    except (KeyError, TypeError, AttributeError, ValueError, UserError):
+    except (KeyError, TypeError, AttributeError, ValueError, Refusal):
         return None
     return shlex.join(["mixerbench", "train", *arguments, f"run.seed={seed}"])
 

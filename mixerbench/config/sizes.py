@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mixerbench.errors import Refusal
+
 
 @dataclass(frozen=True)
 class ViTSize:
@@ -61,13 +63,13 @@ def token_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """(rows, columns) of tokens for an image of (height, width) pixels.
 
     Raises:
-        ValueError: the patches do not tile the image.
+        Refusal: the patches do not tile the image.
     """
     if patch_size < 1:
-        raise ValueError(f"patch_size={patch_size}: give 1 or more.")
+        raise Refusal(f"patch_size={patch_size}: give 1 or more.")
     height, width = image_size
     if height % patch_size or width % patch_size:
-        raise ValueError(
+        raise Refusal(
             f"an image of {height} x {width} pixels is not divisible into patches of "
             f"{patch_size} x {patch_size}: choose a multiple of {patch_size}, such as "
             f"{max(round(height / patch_size), 1) * patch_size}, or another patch size."
@@ -84,10 +86,10 @@ def halved_grid(rows: int, columns: int, stage: int) -> tuple[int, int]:
     """The grid of stage ``stage`` (from 1) of a pyramid, from that of the stage before.
 
     Raises:
-        ValueError: it has an odd side.
+        Refusal: it has an odd side.
     """
     if rows % 2 or columns % 2:
-        raise ValueError(
+        raise Refusal(
             f"backbone pyramid cannot halve {rows} x {columns} tokens for stage {stage}: give an "
             "image whose sides are multiples of 8 patches of the stem, or smaller patches "
             "(stem.patch_size)."

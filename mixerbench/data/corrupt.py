@@ -6,6 +6,7 @@ from typing import Final
 from torch import Tensor
 
 from mixerbench.data.images import Images, UnreadableImageError, printable
+from mixerbench.errors import Refusal
 
 MAX_UNREADABLE_VAL: Final = 0.01
 """Share of the validation images at most, whatever ``data.max_corrupt`` says.
@@ -15,7 +16,7 @@ of two models shrinks with every image that only one of them has seen.
 """
 
 
-class TooManyCorruptError(ValueError):
+class TooManyCorruptError(Refusal):
     """More images of a split cannot be read than its limit allows."""
 
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mixerbench.config.checks import check_data, is_packed
 from mixerbench.config.schema import Data, Protocol
 from mixerbench.data.jpeg import decode_jpeg
+from mixerbench.errors import Refusal
 
 _VAL_SHARE = 0.3  # of the digits, in each class
 _SPLIT_SEED = 0
@@ -26,7 +27,7 @@ _SPLIT_SEED = 0
 Image.MAX_IMAGE_PIXELS = 2**29
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(Refusal):
     """A file that cannot be decoded as an image: one line with its path and the reason."""
 
     def __init__(self, message: str, reason: str = "") -> None:  # a loader passes the message only
@@ -81,7 +82,7 @@ def open_images(protocol: Protocol) -> Splits:
     """Open the protocol's data set; CIFAR is downloaded where it is missing.
 
     Raises:
-        ValueError: it is not there, or its splits or classes do not fit the settings.
+        Refusal: it is not there, or its splits or classes do not fit the settings.
     """
     data = protocol.data
     check_data(data)
@@ -95,13 +96,13 @@ def open_images(protocol: Protocol) -> Splits:
         splits = _cifar(data)
     found = len(splits.train.classes)
     if data.num_classes is not None and found != data.num_classes:
-        raise ValueError(
+        raise Refusal(
             f"data set {data.name!r} has {found} classes and the settings say {data.num_classes}: "
             "set protocol.data.num_classes, or point protocol.data.root to the right folder."
         )
     batch = protocol.recipe.batch.size
     if len(splits.train.targets) < batch:
-        raise ValueError(
+        raise Refusal(
             f"data set {data.name!r} has {len(splits.train.targets)} training images, fewer than "
             f"one batch of {batch}: set protocol.recipe.batch.size (and micro_batch_size) lower."
         )
@@ -163,9 +164,7 @@ class _Folder:
             listing = ImageFolder(str(root))
         except FileNotFoundError as error:  # a class folder without images
             # torchvision names every such class, which can be hundreds
-            raise ValueError(
-                textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")
-            ) from None
+            raise Refusal(textwrap.shorten(f"{root}: {error}", 300, placeholder=" ...")) from None
         self._root, self._exif_orientation = root, exif_orientation
         self._paths = [path for path, _ in listing.samples]
         self.targets = listing.targets
@@ -195,7 +194,7 @@ def _folder(data: Data) -> Splits:
     train, val = (_Folder(root / split, data.exif_orientation) for split in ("train", "val"))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
-        raise ValueError(
+        raise Refusal(
             f"{root}: train/ and val/ have different classes, {differing[0]!r} among them: "
             "both need the same class folders."
         )
@@ -282,7 +281,7 @@ def _cifar(data: Data) -> Splits:
             images = cls(str(root), train=train, download=data.download)
         except (RuntimeError, OSError) as error:
             tried = " and could not be downloaded" if data.download else ""
-            raise ValueError(
+            raise Refusal(
                 f"data set {data.name!r} is not in {root}{tried} ({str(error).splitlines()[0]}): "
                 "put it there, set protocol.data.root, or set protocol.data.download=true."
             ) from None
@@ -311,7 +310,7 @@ class _Synthetic:
 
 def _synthetic(data: Data, image_size: int) -> Splits:
     if data.train_images is None or data.val_images is None or data.num_classes is None:
-        raise ValueError("synthetic data needs train_images, val_images and num_classes.")
+        raise Refusal("synthetic data needs train_images, val_images and num_classes.")
     return Splits(
         _Synthetic(data.train_images, image_size, data.num_classes, seed=0),
         _Synthetic(data.val_images, image_size, data.num_classes, seed=1),

@@ -53,7 +53,7 @@ from mixerbench.data.shards import (
     read_about,
     understood,
 )
-from mixerbench.errors import TrainingStopped, UserError, how_told, told_to_stop
+from mixerbench.errors import Refusal, TrainingStopped, how_told, told_to_stop
 from mixerbench.files import write_whole
 from mixerbench.stopping import SIGNALS
 
@@ -84,7 +84,7 @@ class Packing:
         shard_images: in each shard; None: about 256 MiB of ImageNet.
 
     Raises:
-        ValueError: what came, and what fits.
+        Refusal: what came, and what fits.
     """
 
     short_side: int | None = None
@@ -94,19 +94,19 @@ class Packing:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"format={self.format}: choose one of {', '.join(FORMATS)}.")
+            raise Refusal(f"format={self.format}: choose one of {', '.join(FORMATS)}.")
         for name in ("short_side", "shard_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: give 1 or more.")
+                raise Refusal(f"{name}={value}: give 1 or more.")
         if self.quality is not None:
             if not self._encodes:
-                raise ValueError(
+                raise Refusal(
                     f"quality={self.quality} is for images that become other JPEGs: set "
                     "short_side=PIXELS and format=jpeg beside it, or leave it out."
                 )
             if not 1 <= self.quality <= 100:
-                raise ValueError(f"quality={self.quality}: give a number from 1 to 100.")
+                raise Refusal(f"quality={self.quality}: give a number from 1 to 100.")
 
     @property
     def _encodes(self) -> bool:
@@ -170,21 +170,21 @@ def pack(
         progress: of images, those in shards that were there included.
 
     Raises:
-        UserError: ``out`` holds something else, or another process writes to it.
+        Refusal: ``out`` holds something else, or another process writes to it.
         TrainingStopped: it was interrupted, or a disk is full or failing. The shards that are
             finished stay, and the same call goes on with the others.
     """
     job = _Job(splits, root, out, packing, exif_orientation)
     for split in SPLITS:
         if (root / split).resolve() in (out.resolve(), *out.resolve().parents):
-            raise UserError(f"out={out} lies among the images: give a folder outside of {root}.")
+            raise Refusal(f"out={out} lies among the images: give a folder outside of {root}.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / _LOCK).acquire(timeout=_LOCK_SECONDS)
     except Timeout:
-        raise UserError(f"{out} is being packed by another process: wait for it.") from None
+        raise Refusal(f"{out} is being packed by another process: wait for it.") from None
     except OSError as error:
-        raise UserError(f"out={out} cannot be written to: {error.strerror}.") from None
+        raise Refusal(f"out={out} cannot be written to: {error.strerror}.") from None
     with lock:
         job.check_folder()
         with _explained(job):
@@ -253,21 +253,21 @@ class _Job:
         if begun is None:
             if names - {_LOCK}:
                 other = min(names - {_LOCK})
-                raise UserError(
+                raise Refusal(
                     f"{self.out} holds {other!r}: give an empty or a new folder, out=FOLDER."
                 )
             return
         if begun.get("format") != FORMAT:
-            raise UserError(f"{self.out} holds images in another format: give another out=FOLDER.")
+            raise Refusal(f"{self.out} holds images in another format: give another out=FOLDER.")
         if begun.get("source") != self.head["source"]:
-            raise UserError(
+            raise Refusal(
                 f"{self.out} holds other images: names or labels differ from those of {self.root}. "
                 "Give another out=FOLDER."
             )
         before: dict[str, Any] = begun.get("settings", {})
         for key, value in self.settings.items():
             if before.get(key) != value:
-                raise UserError(
+                raise Refusal(
                     f"{self.out} was packed with {key}={_word(before.get(key))}, and now it is "
                     f"{_word(value)}: give another out=FOLDER, or what it was packed with."
                 )
@@ -278,7 +278,7 @@ class _Job:
             try:
                 return read_about(self.out)
             except ValueError as error:
-                raise UserError(str(error)) from None
+                raise Refusal(str(error)) from None
         lines = self._journal()
         return lines[0] if lines else None
 
@@ -654,7 +654,7 @@ def verify(
         progress: of bytes.
 
     Raises:
-        ValueError: it is no finished one, or ``pack.json`` and the files tell different stories.
+        Refusal: it is no finished one, or ``pack.json`` and the files tell different stories.
     """
     about = read_about(out)
     with understood(out):
@@ -672,7 +672,7 @@ def _verify_index(out: Path, split: Mapping[str, Any]) -> None:
     table = pa.Table.from_batches(parts)
     with pa.memory_map(str(out / split["index"]["file"])) as file:
         if not pa.ipc.open_file(file).read_all().equals(table):
-            raise ValueError(
+            raise Refusal(
                 f"{out / split['index']['file']} does not list what the shards hold: pack the "
                 "images again, into another folder."
             )
@@ -683,7 +683,7 @@ def _verify_index(out: Path, split: Mapping[str, Any]) -> None:
                 batch = reader.get_batch(number)
                 for name, crc, image in zip(*(batch[c] for c in _CHECKED), strict=True):
                     if zlib.crc32(image.as_buffer()) != crc.as_py():
-                        raise ValueError(
+                        raise Refusal(
                             f"{out / shard['file']}: the checksum of "
                             f"{printable(os.fsdecode(name.as_py()))} is not that of its bytes: "
                             "pack the images again, into another folder."

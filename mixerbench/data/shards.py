@@ -29,6 +29,7 @@ from mixerbench.data.images import (
     printable,
     reason_of,
 )
+from mixerbench.errors import Refusal
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -198,20 +199,20 @@ def open_packed(root: Path, data: Data) -> Splits:
     """Open what ``mixerbench pack`` has written; takes a second for ImageNet.
 
     Raises:
-        ValueError: it is unfinished or damaged, or its images were turned otherwise than
+        Refusal: it is unfinished or damaged, or its images were turned otherwise than
             ``data.exif_orientation`` says.
     """
     about = read_about(root)
     with understood(root):
         turned = about["settings"]["exif_orientation"]
         if turned is not None and turned != data.exif_orientation:
-            raise ValueError(
+            raise Refusal(
                 f"{root} was packed with data.exif_orientation={str(turned).lower()} and the "
                 f"settings say {str(data.exif_orientation).lower()}: pack it again with theirs."
             )
         damaged = _damaged(root, about)
         if damaged is not None:
-            raise ValueError(
+            raise Refusal(
                 f"{root / damaged} is missing or damaged: 'mixerbench pack --verify out={root}' "
                 "finds all such files; removed, they are written again by the command that packed "
                 "them."
@@ -226,14 +227,14 @@ def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool
     images, under which names and labels. Each shard carries it since it was written.
 
     Raises:
-        ValueError: what they disagree in.
+        Refusal: what they disagree in.
     """
     settings = about["settings"]
     train, val = (PackedImages(root, split, dict(about), exif_orientation) for split in SPLITS)
     splits = Splits(train, val, description_of(settings))
     fault = _disagreement(root, about, splits)
     if fault is not None:
-        raise ValueError(
+        raise Refusal(
             f"{root}: {fault}. {PACK_FILE} or a file beside it was changed or exchanged: pack the "
             "images again, into another folder."
         )
@@ -305,12 +306,12 @@ def understood(root: Path) -> Iterator[None]:
     """What somebody's ``pack.json`` may lack ends in one line.
 
     Raises:
-        ValueError: instead of whatever reading it raised.
+        Refusal: instead of whatever reading it raised.
     """
     try:
         yield
     except (pa.ArrowException, LookupError, TypeError, AttributeError, json.JSONDecodeError) as e:
-        raise ValueError(
+        raise Refusal(
             f"{root / PACK_FILE} or a file beside it is not as it was written "
             f"({type(e).__name__}: {printable(str(e))}): pack the images again, into another "
             "folder."
@@ -321,21 +322,21 @@ def read_about(root: Path) -> dict[str, Any]:
     """What ``pack.json`` says.
 
     Raises:
-        ValueError: it is not there, not readable, or of another version.
+        Refusal: it is not there, not readable, or of another version.
     """
     try:
         about = json.loads((root / PACK_FILE).read_text())
     except FileNotFoundError:
         if (root / JOURNAL_FILE).is_file():
-            raise ValueError(
+            raise Refusal(
                 f"{root} is not packed to its end: run the same 'mixerbench pack' again."
             ) from None
-        raise ValueError(f"{root} is no packed data set: it has no {PACK_FILE}.") from None
+        raise Refusal(f"{root} is no packed data set: it has no {PACK_FILE}.") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{root / PACK_FILE} cannot be read ({reason_of(error)}).") from None
+        raise Refusal(f"{root / PACK_FILE} cannot be read ({reason_of(error)}).") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         version = about.get("format") if isinstance(about, dict) else None
-        raise ValueError(
+        raise Refusal(
             f"{root} is packed in format {version}, and this version of mixerbench reads {FORMAT}: "
             "pack it again."
         )

@@ -41,7 +41,7 @@ def run_processes(
         the run's summary, on the host; nothing elsewhere.
 
     Raises:
-        UserError, TrainingStopped, Preempted: what the run raised; or a process has died, and
+        Refusal, TrainingStopped, Preempted: what the run raised; or a process has died, and
             all of them have been restarted ``run.max_restarts`` times.
     """
     run = job.settings().run

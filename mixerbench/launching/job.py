@@ -16,11 +16,11 @@ from pathlib import Path
 import yaml
 
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import Interrupted, Preempted, TrainingStopped, UserError, called_exit
+from mixerbench.errors import Interrupted, Preempted, Refusal, TrainingStopped, called_exit
 from mixerbench.files import write_whole
 from mixerbench.tracking.passwords import without_password
 
-_KINDS = {kind.__name__: kind for kind in (UserError, TrainingStopped, Preempted, Interrupted)}
+_KINDS = {kind.__name__: kind for kind in (Refusal, TrainingStopped, Preempted, Interrupted)}
 _FINISHED = "finished"
 _PARENT = "MIXERBENCH_PARENT"
 
@@ -60,7 +60,7 @@ class Job:
         """
         try:
             kind, message = _FINISHED, work()
-        except (UserError, TrainingStopped) as error:
+        except (Refusal, TrainingStopped) as error:
             kind, message = type(error).__name__, without_password(str(error))
         except SystemExit as end:
             kind, message = TrainingStopped.__name__, called_exit(end)
@@ -78,7 +78,7 @@ class Job:
         """What the work returned.
 
         Raises:
-            UserError, TrainingStopped, Preempted: what it raised.
+            Refusal, TrainingStopped, Preempted: what it raised.
             FileNotFoundError: it has not ended by itself.
         """
         content = json.loads(self._outcome.read_text())

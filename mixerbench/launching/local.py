@@ -221,7 +221,7 @@ def train_job(job: Job) -> str:
         the run's summary.
 
     Raises:
-        UserError, TrainingStopped: as ``run_training``.
+        Refusal, TrainingStopped: as ``run_training``.
     """
     settings = job.settings()
     if settings.run.devices > 1:

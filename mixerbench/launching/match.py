@@ -12,8 +12,8 @@ from mixerbench.config.checks import check_data, known_classes
 from mixerbench.config.match import Target
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
-from mixerbench.errors import UserError, as_user_errors
-from mixers.plan import plan_name
+from mixerbench.errors import Refusal
+from mixers.core.plan import plan_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,14 +39,13 @@ class Matcher:
         """The size that the settings' model is to have.
 
         Raises:
-            UserError: none is within 1 %, or the model's parts do not fit each other.
+            Refusal: none is within 1 %, or the model's parts do not fit each other.
         """
         protocol = dataclasses.asdict(settings.protocol)
         key = fingerprint([settings.model, protocol, settings.plugins, target.kind, target.value])
         if key not in self._found:
             self._prepare(settings)
-            with as_user_errors():
-                self._found[key] = self._search(settings, target)
+            self._found[key] = self._search(settings, target)
         return self._found[key]
 
     def _search(self, settings: Settings, target: Target) -> Size:
@@ -63,7 +62,7 @@ class Matcher:
             found = match_size(start, target.value, _Counter(settings, target.kind))
         except NoMatchError as error:
             nearest = _described(settings, target, error.nearest.size, error.nearest.cost)
-            raise UserError(
+            raise Refusal(
                 f"match={target.text}: no size is within 1 %. The nearest found is {nearest}. "
                 "Start from another size (size=..., size.depth=...), or choose another number."
             ) from None
@@ -87,28 +86,25 @@ class _Counter:
         Raises:
             ValueError: the model does not take this size, or cannot be counted.
         """
-        from mixerbench.measure.flops import CountingError, count_macs, on_cpu
+        from mixerbench.measure.flops import count_macs, on_cpu
         from mixerbench.measure.profile import count_parameters
-        from mixers.conformance import check_mixers
+        from mixers.core.conformance import check_mixers
 
         model = self._build(size)
         if self._kind == "params":
             return count_parameters(model)
         try:
             return count_macs(on_cpu(model), self._settings.protocol.image_size).total
-        except CountingError as error:
-            raise UserError(str(error)) from None
         except RuntimeError:  # of the forward pass: is it a mixer's?
             self._on_meta = False
-            with as_user_errors():
-                check_mixers(self._build(size))
+            check_mixers(self._build(size))
             raise
 
     def _build(self, size: Size) -> "nn.Module":
         import torch
 
         from mixerbench.training.loop import build_model
-        from mixers.registry import BrokenCodeError
+        from mixers.core.errors import BrokenCodeError
 
         numbers = {"name": self._settings.model["size"]["name"], **dataclasses.asdict(size)}
         model = {**self._settings.model, "size": numbers}

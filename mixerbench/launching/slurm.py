@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mixerbench.config.schema import Settings, fingerprint
-from mixerbench.errors import PREEMPTED, Preempted, TrainingStopped, UserError
+from mixerbench.errors import PREEMPTED, Preempted, Refusal, TrainingStopped
 from mixerbench.launching.job import Job
 from mixerbench.launching.local import Child
 
@@ -50,7 +50,7 @@ class SlurmJob:
         """Put it into the queue, where it is not there already; returns its number.
 
         Raises:
-            UserError: SLURM is not here, or refuses the job.
+            Refusal: SLURM is not here, or refuses the job.
         """
         if self.identifier is not None and self.is_queued():
             return self.identifier
@@ -91,7 +91,7 @@ class SlurmJob:
                 submitted = executor.submit(_train_on_node, str(self.job.place))
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             reason = str(error).strip().splitlines()
-            raise UserError(
+            raise Refusal(
                 f"SLURM does not take the job ({reason[-1] if reason else type(error).__name__}): "
                 "look at the launcher settings, or use launcher=local."
             ) from None
@@ -115,7 +115,7 @@ class SlurmJob:
         """Why it did not finish; empty if it did."""
         try:
             self.job.outcome()
-        except (UserError, TrainingStopped) as error:
+        except (Refusal, TrainingStopped) as error:
             return str(error)
         except FileNotFoundError:
             return f"SLURM ended job {self.identifier} ({self.state() or 'gone'}): see {self.log}"

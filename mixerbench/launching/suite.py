@@ -23,12 +23,12 @@ from mixerbench.config.compose import (
 )
 from mixerbench.config.match import Match
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
-from mixerbench.errors import Preempted, UserError, as_user_errors
+from mixerbench.errors import Preempted, Refusal
 from mixerbench.launching.local import names_of, run_jobs
 from mixerbench.launching.table import BROKEN, FINISHED, IN_USE, WAITING, SuiteTable
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.folder import complete, find_folders, identity_of, is_finished, is_free
-from mixers.catalog import nearest
+from mixers.core.catalog import nearest
 
 _FIELDS = ("description", "runs")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+~-]+")
@@ -77,7 +77,7 @@ def read_suite(place: str, given: Sequence[str] = (), match: Match | None = None
         match: finds the sizes for ``match=...``, as in ``compose_sweep``.
 
     Raises:
-        UserError: there is no such suite, its file or a setting cannot be read, or the runs
+        Refusal: there is no such suite, its file or a setting cannot be read, or the runs
             differ in more than the model and the seed.
     """
     path = _find(place)
@@ -86,7 +86,7 @@ def read_suite(place: str, given: Sequence[str] = (), match: Match | None = None
     for setting in given:
         key = _key(setting.partition("=")[0])
         if key == "run.resume":
-            raise UserError("run.resume is not set for a suite: it resumes what is unfinished.")
+            raise Refusal("run.resume is not set for a suite: it resumes what is unfinished.")
         settings[key] = setting
     runs = compose_sweep(list(settings.values()), match)
     _check_shared(runs)
@@ -97,11 +97,11 @@ def _find(place: str) -> Path:
     if place.endswith((".yaml", ".yml")):
         path = Path(place).expanduser()
         if not path.is_file():
-            raise UserError(f"there is no suite {path}.")
+            raise Refusal(f"there is no suite {path}.")
         return path
     known = config_names("suite")
     if place not in known:
-        raise UserError(
+        raise Refusal(
             f"unknown suite {place!r}. {nearest(place, known)} Your own file is suite=FILE.yaml."
         )
     return CONFIGS / "suite" / f"{place}.yaml"
@@ -111,14 +111,14 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+        raise Refusal(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no suite: expected 'runs:' and below it settings.")
+        raise Refusal(f"{path} is no suite: expected 'runs:' and below it settings.")
     for key in content:
         if key not in _FIELDS:
-            raise UserError(f"{path}: a suite has no field {key!r}. {nearest(str(key), _FIELDS)}")
+            raise Refusal(f"{path}: a suite has no field {key!r}. {nearest(str(key), _FIELDS)}")
     if not isinstance(content.get("runs"), dict) or not content["runs"]:
-        raise UserError(f"{path}: expected settings below 'runs:', such as mixer: [attention, lit]")
+        raise Refusal(f"{path}: expected settings below 'runs:', such as mixer: [attention, lit]")
     return content
 
 
@@ -130,9 +130,9 @@ def _key(key: str) -> str:
 def _override(path: Path, key: Any, value: Any) -> str:
     """``mixer=attention,lit`` for a list, as the command line has it."""
     if value == []:
-        raise UserError(f"{path}: {key} has no values.")
+        raise Refusal(f"{path}: {key} has no values.")
     if key in ("run.resume", "suite"):
-        raise UserError(f"{path}: {key} is not set in a suite.")
+        raise Refusal(f"{path}: {key} is not set in a suite.")
     values = value if isinstance(value, list) else [value]
     return f"{key}={','.join(map(_word, values))}"
 
@@ -148,13 +148,13 @@ def _check_shared(runs: Sequence[Settings]) -> None:
     """Refuse what would not stand in one table.
 
     Raises:
-        UserError: names the setting that differs.
+        Refusal: names the setting that differs.
     """
     first = _shared(runs[0])
     for other in map(_shared, runs[1:]):
         for key in dict.fromkeys([*first, *other]):
             if first.get(key) != other.get(key):
-                raise UserError(
+                raise Refusal(
                     f"the runs of a suite have one protocol, and differ in the model and run.seed "
                     f"only: {key} is {first.get(key)} in some and {other.get(key)} in others."
                 )
@@ -174,7 +174,7 @@ def _named(runs: Sequence[Settings]) -> dict[str, Settings]:
     for name, settings in zip(names, runs, strict=True):
         identity = tuple(identity_of(settings).values())
         if identity in seen:
-            raise UserError(
+            raise Refusal(
                 f"two runs of the suite are the same one, {seen[identity]} and {name}: name each "
                 "model and each seed once."
             )
@@ -189,13 +189,12 @@ def fingerprint_of(suite: Suite) -> str:
     """The fingerprint of the suite's protocol; opens the images, which are part of it.
 
     Raises:
-        UserError: they are not there, or do not fit the settings.
+        Refusal: they are not there, or do not fit the settings.
     """
     from mixerbench.data.images import open_images
 
     protocol = copy.deepcopy(suite.any_run.protocol)
-    with as_user_errors():
-        complete(protocol, open_images(protocol))
+    complete(protocol, open_images(protocol))
     return protocol_fingerprint(protocol)
 
 

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixerbench.measure._state import images_shape, measuring
 from mixers import TokenMixer
+from mixers.core.errors import Refusal
 
 CONVENTION: Final = (
     "multiply-adds of convolutions, linear layers, matrix products and attention, one image; "
@@ -35,7 +36,7 @@ TOLERANCE: Final = 0.01
 """How far the two counters may be apart, as a share of the larger."""
 
 
-class CountingError(RuntimeError):
+class CountingError(Refusal):
     """The multiply-adds of a model cannot be told: better no figure than a wrong one."""
 
 

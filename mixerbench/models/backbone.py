@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mixers import TokenMixer
+from mixers.core.errors import Refusal
 
 POOLS = ("avg", "token")
 
@@ -40,9 +41,9 @@ class Backbone(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if pool not in POOLS:
-            raise ValueError(f"pool is 'avg' or 'token', not {pool!r}.")
+            raise Refusal(f"pool is 'avg' or 'token', not {pool!r}.")
         if distillation_token and pool != "token":
-            raise ValueError("a distillation token needs a class token beside it: set pool=token.")
+            raise Refusal("a distillation token needs a class token beside it: set pool=token.")
         self.pool = pool
         self.num_prefix_tokens = (pool == "token") + distillation_token
         self.num_features = self.head_hidden_size = self.embed_dim = dim
@@ -64,7 +65,7 @@ class Backbone(nn.Module, ABC):
         """(B, 3, height, width) -> tokens (B, N, C) as the classifier reads them, prefix first.
 
         Raises:
-            ValueError: the patches do not tile the images, or a mixer does not take their grid.
+            Refusal: the patches do not tile the images, or a mixer does not take their grid.
         """
 
     def init_weights(self) -> None:
@@ -127,10 +128,10 @@ class Backbone(nn.Module, ABC):
         """Replace the classifier by a new one.
 
         Raises:
-            ValueError: another pooling, which would change the tokens themselves.
+            Refusal: another pooling, which would change the tokens themselves.
         """
         if global_pool is not None and global_pool != self.pool:
-            raise ValueError(
+            raise Refusal(
                 f"this model pools by {self.pool!r}: build another one for pool={global_pool!r}."
             )
         self.num_classes = num_classes

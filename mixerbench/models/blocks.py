@@ -10,7 +10,8 @@ from mixerbench.config.schema import Regularization
 from mixerbench.models.parts import ChannelMixer
 from mixerbench.models.registry import CHANNEL_MIXERS
 from mixers import MIXERS, TokenGrid, TokenMixer
-from mixers.plan import MixerChoice
+from mixers.core.errors import Refusal
+from mixers.core.plan import MixerChoice
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def build_blocks(
     """One block per choice and rate of stochastic depth.
 
     Raises:
-        ValueError: an unknown mixer or option, or parts that do not fit each other.
+        Refusal: an unknown mixer or option, or parts that do not fit each other.
     """
     dropout = options.regularization.dropout
     return nn.ModuleList(
@@ -100,17 +101,17 @@ def drop_path_rates(regularization: Regularization, depth: int) -> list[float]:
     """The rate of stochastic depth of each of ``depth`` blocks.
 
     Raises:
-        ValueError: an unknown schedule, or a rate that is no probability.
+        Refusal: an unknown schedule, or a rate that is no probability.
     """
     rate = regularization.drop_path
     if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"drop_path={rate}: give a number from 0 to 1.")
+        raise Refusal(f"drop_path={rate}: give a number from 0 to 1.")
     rates = {
         "linear": [rate * i / max(depth - 1, 1) for i in range(depth)],  # from 0, DeiT
         "constant": [rate] * depth,  # DeiT III
     }
     if regularization.drop_path_schedule not in rates:
-        raise ValueError(
+        raise Refusal(
             "drop_path_schedule is 'linear' or 'constant', not "
             f"{regularization.drop_path_schedule!r}."
         )

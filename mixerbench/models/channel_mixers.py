@@ -8,7 +8,7 @@ from mixerbench.models.parts import ChannelMixer
 from mixerbench.models.registry import register_channel_mixer
 from mixers import TokenGrid
 from mixers.attention import Attention
-from mixers.base import check_grid
+from mixers.core.contract import check_grid
 
 
 @register_channel_mixer("mlp")

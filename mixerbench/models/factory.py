@@ -17,8 +17,9 @@ from mixerbench.config.sizes import (
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.registry import BACKBONES, STEMS
 from mixers import MIXERS, TokenGrid
-from mixers.catalog import nearest
-from mixers.plan import MixerSpec, check_names, read_plan
+from mixers.core.catalog import nearest
+from mixers.core.errors import Refusal
+from mixers.core.plan import MixerSpec, check_names, read_plan
 
 PATCH_SIZE = 16  # pixels; ViT's and DeiT's at 224 x 224
 
@@ -58,7 +59,7 @@ def create_model(
         backbone_options: options of the backbone, such as ``pool="token"``.
 
     Raises:
-        ValueError: an unknown name or option, or parts that do not fit each other.
+        Refusal: an unknown name or option, or parts that do not fit each other.
     """
     given = {"backbone": backbone, "size": size, "stem": stem, "mixer": mixer}
     if preset is not None:
@@ -91,7 +92,7 @@ def _name_and_options(kind: str, part: str | Mapping[str, Any]) -> tuple[str, di
     if isinstance(part, str):
         return part, {}
     if "name" not in part:
-        raise ValueError(f"a {kind} needs a name: {dict(part)} has none.")
+        raise Refusal(f"a {kind} needs a name: {dict(part)} has none.")
     return str(part["name"]), {key: value for key, value in part.items() if key != "name"}
 
 
@@ -100,13 +101,13 @@ def _size(size: str | Size | Mapping[str, Any], backbone: str) -> Size:
     if isinstance(size, str):
         if size not in SIZES[backbone]:
             hint = nearest(size, SIZES[backbone])
-            raise ValueError(f"unknown size {size!r} of backbone {backbone}. {hint}")
+            raise Refusal(f"unknown size {size!r} of backbone {backbone}. {hint}")
         return SIZES[backbone][size]
     given = dataclasses.asdict(size) if isinstance(size, (ViTSize, StagedSize)) else size
     numbers = {key: value for key, value in given.items() if key != "name"}
     wanted = [field.name for field in dataclasses.fields(kind)]
     if sorted(numbers) != sorted(wanted):
-        raise ValueError(
+        raise Refusal(
             f"a size of backbone {backbone} has {', '.join(wanted)}, not {', '.join(numbers)}."
         )
     if kind is ViTSize:
@@ -115,14 +116,14 @@ def _size(size: str | Size | Mapping[str, Any], backbone: str) -> Size:
         built = _staged(backbone, numbers)
     for key, value in dataclasses.asdict(built).items():
         if min(value if isinstance(value, tuple) else (value,)) < 1:
-            raise ValueError(f"size.{key}={value}: give 1 or more.")
+            raise Refusal(f"size.{key}={value}: give 1 or more.")
     return built
 
 
 def _staged(backbone: str, numbers: Mapping[str, Any]) -> StagedSize:
     counts = {len(n) if isinstance(n, Sequence) else 0 for n in numbers.values()}
     if len(counts) != 1 or counts == {0}:
-        raise ValueError(
+        raise Refusal(
             f"a size of backbone {backbone} has as many dims as depths and num_heads, not "
             f"{dict(numbers)}."
         )

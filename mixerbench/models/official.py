@@ -13,6 +13,7 @@ from mixerbench.models.names import FEED_FORWARD, LIT, LIT_TI, RESNET, TIMM_VIT,
 from mixerbench.models.weights import check_numbers
 from mixers import TokenGrid
 from mixers.attention import Attention, relative_index
+from mixers.core.errors import Refusal
 
 _NAMES: Mapping[str, Names] = MappingProxyType(
     {
@@ -45,7 +46,7 @@ def convert_official(
         Our names and shapes, in the order of our model, dtypes as given.
 
     Raises:
-        ValueError: no code was published for the preset; entries are missing, unexpected or
+        Refusal: no code was published for the preset; entries are missing, unexpected or
             of another shape, and which; or one holds no numbers.
     """
     names = _NAMES[official_code(preset)]
@@ -67,7 +68,7 @@ def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
     wrappers = _EMA_WRAPPERS if ema else _WRAPPERS
     inner: Any = content
     if ema and not any(isinstance(content.get(name), Mapping) for name in wrappers):
-        raise ValueError(
+        raise Refusal(
             f"the checkpoint holds no moving average ({', '.join(wrappers)}): leave --ema out."
         )
     for _ in range(_WRAPPED):
@@ -77,7 +78,7 @@ def _unwrap(content: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
         inner, wrappers = inner[wrapped], _WRAPPERS
     tensors = {str(name): one for name, one in inner.items() if isinstance(one, Tensor)}
     if not tensors:
-        raise ValueError("the checkpoint holds no weights: no tensors under any known name.")
+        raise Refusal("the checkpoint holds no weights: no tensors under any known name.")
     if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
         tensors = {name.removeprefix("module."): one for name, one in tensors.items()}
     return tensors
@@ -146,7 +147,7 @@ def _check(preset: str, found: _Found, expected: Mapping[str, Tensor]) -> None:
     }
     parts = [f"{len(names)} {what}: {_listed(names)}" for what, names in wrong.items() if names]
     if parts:
-        raise ValueError(f"the checkpoint is not of preset {preset}. {'; '.join(parts)}.")
+        raise Refusal(f"the checkpoint is not of preset {preset}. {'; '.join(parts)}.")
 
 
 def _listed(names: Sequence[str]) -> str:

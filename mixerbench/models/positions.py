@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixers import TokenGrid
+from mixers.core.errors import Refusal
 
 RESIZES = ("bicubic", "bilinear")
 
@@ -33,7 +34,7 @@ class PositionEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if resize not in RESIZES:
-            raise ValueError(f"pos_resize is one of {', '.join(RESIZES)}, not {resize!r}.")
+            raise Refusal(f"pos_resize is one of {', '.join(RESIZES)}, not {resize!r}.")
         rows, columns = self._size(table or (grid.height, grid.width))
         self.grid = TokenGrid(rows, columns, grid.prefix)
         self.resize = resize
@@ -43,7 +44,7 @@ class PositionEmbedding(nn.Module):
     @staticmethod
     def _size(table: Sequence[int]) -> Sequence[int]:
         if len(table) != 2 or min(table) < 1:
-            raise ValueError(f"pos_table={list(table)}: give [rows, columns], 1 or more each.")
+            raise Refusal(f"pos_table={list(table)}: give [rows, columns], 1 or more each.")
         return table
 
     def forward(self, grid: TokenGrid) -> Tensor:

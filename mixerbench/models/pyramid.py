@@ -15,7 +15,8 @@ from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
 from mixerbench.models.positions import PositionEmbedding
 from mixerbench.models.registry import MERGINGS, register_backbone
 from mixers import MIXERS, TokenGrid
-from mixers.plan import MixerChoice, check_prefix, spread
+from mixers.core.errors import Refusal
+from mixers.core.plan import MixerChoice, check_prefix, spread
 
 
 @register_backbone("pyramid")
@@ -60,7 +61,7 @@ class Pyramid(Backbone):
         super().__init__(size.dims[-1], num_classes, pool=pool)
         stages = len(size.dims)
         if len(mlp_ratios) != stages:
-            raise ValueError(
+            raise Refusal(
                 f"backbone pyramid: {stages} stages need as many mlp_ratios, not {len(mlp_ratios)}."
             )
         choices = spread(plan, stages, "stages")

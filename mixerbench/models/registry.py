@@ -4,7 +4,7 @@ from torch import nn
 
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.parts import ChannelMixer
-from mixers.registry import Registry
+from mixers.core.registry import Registry
 
 _PACKAGE = "mixerbench.models"
 

@@ -16,7 +16,7 @@ from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import drop_path_layer, drop_path_rates
 from mixerbench.models.registry import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
-from mixers.plan import MixerChoice, spread
+from mixers.core.plan import MixerChoice, spread
 
 EXPANSION = 4  # a stage puts out this many times its bottleneck's width
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.models.registry import register_stem
+from mixers.core.errors import Refusal
 
 
 @register_stem("patch")
@@ -61,15 +62,15 @@ class ConvStem(nn.Module):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size != 2**halvings:
-            raise ValueError(
+            raise Refusal(
                 f"stem 'conv' halves the resolution step by step and cannot reach patches of "
                 f"{patch_size} pixels: give a power of 2, or use stem=patch."
             )
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"stem 'conv': kernel_size is odd, 1 or more, not {kernel_size}.")
+            raise Refusal(f"stem 'conv': kernel_size is odd, 1 or more, not {kernel_size}.")
         convolutions = halvings - max_pool
         if convolutions < 1 and not (project and convolutions == 0):
-            raise ValueError(
+            raise Refusal(
                 f"stem 'conv' has no convolution left for patches of {patch_size} pixels: give "
                 "larger ones, or leave stem.max_pool and stem.project as they are."
             )
@@ -121,9 +122,9 @@ class AttentionStem(nn.Module):
     ) -> None:
         super().__init__()
         if mixtures < 1:
-            raise ValueError(f"stem 'attention': mixtures={mixtures}: give 1 or more.")
+            raise Refusal(f"stem 'attention': mixtures={mixtures}: give 1 or more.")
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(
+            raise Refusal(
                 f"stem 'attention' splits {dim} channels among {num_heads} heads, which does not "
                 "come out even: choose stem.num_heads among the divisors of the width."
             )

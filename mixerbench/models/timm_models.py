@@ -13,7 +13,8 @@ from torch import nn
 from mixerbench.config.sizes import SIZES
 from mixerbench.models.factory import create_model
 from mixers import MIXERS
-from mixers.plan import SCHEDULES
+from mixers.core.errors import Refusal
+from mixers.core.plan import SCHEDULES
 
 __all__: list[str] = []  # timm appends the names
 default_cfgs: dict[str, Any] = {}
@@ -64,7 +65,7 @@ def _build(
     name: str, mixer: str, size: str, pretrained: bool = False, **arguments: Any
 ) -> nn.Module:
     if pretrained:
-        raise ValueError(f"{name} has no published weights: build it with pretrained=False.")
+        raise Refusal(f"{name} has no published weights: build it with pretrained=False.")
     return build_model_with_cfg(partial(_create, mixer, size), name, pretrained=False, **arguments)
 
 

@@ -13,7 +13,7 @@ from mixerbench.models.names import accept_timm_names
 from mixerbench.models.positions import PositionEmbedding
 from mixerbench.models.registry import register_backbone
 from mixers import MIXERS, TokenGrid
-from mixers.plan import MixerChoice, check_prefix, spread
+from mixers.core.plan import MixerChoice, check_prefix, spread
 
 
 @register_backbone("vit")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mixers.core.errors import Refusal
+
 
 def check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse what loads without a word and is no result of training.
@@ -14,7 +16,7 @@ def check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         expected: a model's own entries; those of ``tensors`` with the same names are judged.
 
     Raises:
-        ValueError: one holds integers where the model has fractions, or the reverse, or
+        Refusal: one holds integers where the model has fractions, or the reverse, or
             something infinite or no number.
     """
     for name, own in expected.items():
@@ -22,7 +24,7 @@ def check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         if tensor is None:
             continue
         if tensor.is_floating_point() != own.is_floating_point():
-            raise ValueError(
+            raise Refusal(
                 f"the entry {name} holds {_word(tensor)} and the model has {_word(own)} there: "
                 "this is no file of trained weights, or something has converted it."
             )
@@ -30,7 +32,7 @@ def check_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             values = tensor.float() if tensor.element_size() == 1 else tensor  # 8 bits: no isfinite
             bad = ~values.isfinite()
             if bad.any():
-                raise ValueError(
+                raise Refusal(
                     f"the entry {name} holds {int(bad.sum()):,} of {bad.numel():,} values that are "
                     "infinite or no numbers: the training broke off there, or the file is damaged."
                 )

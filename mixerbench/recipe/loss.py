@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Distillation, Recipe
+from mixerbench.errors import Refusal
 from mixerbench.models.weights import check_numbers
 
 Logits = Tensor | tuple[Tensor, Tensor]
@@ -77,18 +78,18 @@ def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | 
     """The frozen teacher, any timm model, or None where the recipe has none.
 
     Raises:
-        ValueError: no such timm model, weights that do not fit it, or a classifier for other
+        Refusal: no such timm model, weights that do not fit it, or a classifier for other
             classes.
     """
     if distillation.kind == "none":
         return None
     name, path = distillation.teacher, distillation.teacher_checkpoint
     if not timm.is_model(name):
-        raise ValueError(f"teacher {name!r} is not a timm model: see timm.list_models().")
+        raise Refusal(f"teacher {name!r} is not a timm model: see timm.list_models().")
     published = timm.get_pretrained_cfg_value(name, "num_classes")
     if path is None and published is not None and published != num_classes:
         # timm would leave the published classifier out, and put a random one in its place.
-        raise ValueError(
+        raise Refusal(
             f"teacher {name!r}: its pretrained weights tell {published} classes apart and the data "
             f"has {num_classes}. Train a teacher on this data and give its file, "
             "recipe.distillation.teacher_checkpoint=FILE."
@@ -103,7 +104,7 @@ def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | 
             check_numbers(teacher.state_dict(), teacher.state_dict())
     except Exception as error:  # of the file system, pickle, safetensors, torch or timm
         reason = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
-        raise ValueError(
+        raise Refusal(
             f"teacher {name!r}: cannot load {path or 'its pretrained weights'} for {num_classes} "
             f"classes: {reason}"
         ) from None

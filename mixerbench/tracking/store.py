@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.views import NOTE, missing_tags
 
@@ -46,7 +46,7 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
     experiment, and of a SQLite file the folder and the first bytes are looked at.
 
     Raises:
-        UserError: it does not answer, or is no store.
+        Refusal: it does not answer, or is no store.
     """
     shown = without_password(uri)
     hint = "or train with tracking.offline=true and upload later with 'mixerbench sync'."
@@ -56,27 +56,27 @@ def check_reachable(uri: str, timeout_seconds: float) -> None:
         except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
             status = isinstance(error, urllib.error.HTTPError)
             reason = str(error if status else getattr(error, "reason", error)).strip()
-            raise UserError(
+            raise Refusal(
                 f"the MLflow server {shown} does not answer ({without_password(reason)}): "
                 f"start it, set tracking.uri, {hint}"
             ) from None
     elif uri.startswith(_SQLITE):
         path = Path(uri.removeprefix(_SQLITE))
         if path.is_dir():
-            raise UserError(f"{shown} is a folder: set tracking.uri=sqlite:///FILE.db, {hint}")
+            raise Refusal(f"{shown} is a folder: set tracking.uri=sqlite:///FILE.db, {hint}")
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"no place for {path}: its folder is missing or not writable, {hint}")
+            raise Refusal(f"no place for {path}: its folder is missing or not writable, {hint}")
         if path.is_file() and path.stat().st_size:
             with open(path, "rb") as file:
                 if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
-                    raise UserError(f"{path} is no SQLite database: set tracking.uri, {hint}")
+                    raise Refusal(f"{path} is no SQLite database: set tracking.uri, {hint}")
     elif uri.startswith("file:") or "://" not in uri:
-        raise UserError(
+        raise Refusal(
             f"tracking.uri={shown}: MLflow no longer writes to plain folders. "
             "Give sqlite:///FILE.db or a server's address."
         )
     elif uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
-        raise UserError(
+        raise Refusal(
             f"tracking.uri={shown} is no address of a store: "
             f"give sqlite:///FILE.db, http://HOST:PORT, or a database ({', '.join(_SCHEMES)})."
         )

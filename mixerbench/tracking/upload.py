@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from mixerbench.config.schema import Tracking
-from mixerbench.errors import first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.files import write_whole
 from mixerbench.tracking import keys
 from mixerbench.tracking.journal import FILE_NAME, Record, read
@@ -243,12 +243,12 @@ def _read_run(path: Path) -> dict[str, str]:
         run = json.loads(path.read_text())
         found = {key: run[key] for key in ("experiment", "protocol", "description", "uid", "name")}
         if not all(isinstance(value, str) for value in found.values()):
-            raise ValueError("a value is no text")
+            raise Refusal("a value is no text")
         if not re.fullmatch(r"[\w-]{1,64}", found["uid"]):
-            raise ValueError("its uid is none of ours")
+            raise Refusal("its uid is none of ours")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{path} is damaged, or no run's ({reason}).") from None
+        raise Refusal(f"{path} is damaged, or no run's ({reason}).") from None
     return found
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from mixerbench.errors import Refusal
+
 if TYPE_CHECKING:  # reading a header needs no torch
     from torch import Tensor
 
@@ -26,7 +28,7 @@ _CHECKSUM = "mixerbench.crc32"
 _LONGEST_HEADER = 16_000_000  # characters; ours have some ten thousand
 
 
-class DamagedError(ValueError):
+class DamagedError(Refusal):
     """A file that cannot be read, or not as it was written."""
 
 

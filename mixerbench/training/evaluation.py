@@ -16,6 +16,7 @@ from mixerbench.data.corrupt import CorruptImages
 from mixerbench.data.images import Images, UnreadableImageError
 from mixerbench.data.loader import UNREADABLE, EvalBatch
 from mixerbench.devices import autocast
+from mixerbench.errors import Refusal
 from mixerbench.tracking.keys import Hardest, Prediction
 from mixerbench.training.group import ALONE, Group
 
@@ -23,7 +24,7 @@ HARDEST_IMAGES: Final = 12
 THUMBNAIL_PIXELS: Final = 48  # of the longer side: a leaderboard of 200 models holds some thousand
 
 
-class EvaluationError(ValueError):
+class EvaluationError(Refusal):
     """There is nothing to report: no image, or a model that does not answer with numbers."""
 
 

@@ -22,7 +22,7 @@ from mixerbench.config.schema import (
     fingerprint,
     protocol_fingerprint,
 )
-from mixerbench.errors import UserError, first_line
+from mixerbench.errors import Refusal, first_line
 from mixerbench.files import write_whole
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
@@ -46,7 +46,7 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
         teacher: the recipe's, if it is loaded already: pretrained weights change with timm.
 
     Raises:
-        ValueError: there is no teacher checkpoint, or no such teacher.
+        Refusal: there is no teacher checkpoint, or no such teacher.
     """
     data, distillation = protocol.data, protocol.recipe.distillation
     data.num_classes = len(splits.train.classes)
@@ -64,7 +64,7 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
     else:
         path = Path(distillation.teacher_checkpoint).expanduser()
         if not path.is_file():
-            raise ValueError(f"there is no teacher checkpoint {path}.")
+            raise Refusal(f"there is no teacher checkpoint {path}.")
         with open(path, "rb") as file:
             distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -89,14 +89,14 @@ def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]
     is opened only if MLflow has not got everything of it.
 
     Raises:
-        UserError: the named folder holds another run, a finished one, or is in use.
+        Refusal: the named folder holds another run, a finished one, or is in use.
     """
     identity = identity_of(settings)
     folder = _to_continue(settings, identity) or _new_folder(settings, identity)
     try:
         lock = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder} is being trained by another process: wait for it.") from None
+        raise Refusal(f"{folder} is being trained by another process: wait for it.") from None
     if is_finished(folder):  # only its upload is left
         return folder, lock
     for part in folder.rglob("*.part"):  # of a process that was killed
@@ -164,9 +164,9 @@ def read_settings(folder: Path) -> Settings:
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}).") from None
+        raise Refusal(f"{path} is damaged ({first_line(error)}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings.")
+        raise Refusal(f"{path} is damaged: it holds no settings.")
     return build(Settings, content)
 
 
@@ -182,9 +182,9 @@ def _new_folder(settings: Settings, identity: dict[str, Any]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}.") from None
+            raise Refusal(f"cannot make the folder {folder}: {error.strerror}.") from None
         return folder
-    raise UserError(f"{parent} has a hundred runs called {name}: remove some.")
+    raise Refusal(f"{parent} has a hundred runs called {name}: remove some.")
 
 
 def _describe(folder: Path, settings: Settings, identity: dict[str, Any]) -> None:
@@ -263,20 +263,20 @@ def _only_plugins_differ(folder: Path, settings: Settings) -> bool:
 def _check_resumable(folder: Path, settings: Settings, identity: dict[str, Any]) -> None:
     path = folder / RUN_FILE
     if not path.is_file():
-        raise UserError(
+        raise Refusal(
             f"run.resume={folder} is no run's folder: give never, auto, or a folder below run.root."
         )
     content = _identity_in(path)
     for key, value in identity.items():
         if content.get(key) != value:
             if key == _MODEL and _only_plugins_differ(folder, settings):
-                raise UserError(
+                raise Refusal(
                     f"{folder} was begun with other source of its plugins: put back what it keeps "
                     f"in {folder / Artifact.PLUGINS}, or start a new run."
                 )
-            raise UserError(
+            raise Refusal(
                 f"{folder} holds another run: its {key.replace('_', ' ')} is {content.get(key)}, "
                 f"these settings give {value}. Use the settings it was started with."
             )
     if is_finished(folder) and _is_uploaded(folder, settings):
-        raise UserError(f"{folder} is finished: nothing is left to resume.")
+        raise Refusal(f"{folder} is finished: nothing is left to resume.")

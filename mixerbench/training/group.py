@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch import nn
 
 from mixerbench.devices import choose_device
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.stopping import deadly_signals
 from mixerbench.training.place import find_place
 
@@ -43,10 +43,10 @@ class Group:
         """This process's device for the setting ``run.device``.
 
         Raises:
-            UserError: one device for several processes, or none for this one.
+            Refusal: one device for several processes, or none for this one.
         """
         if self.size > 1 and ":" in name:
-            raise UserError(
+            raise Refusal(
                 f"run.device={name} is one device for {self.size} processes: give auto, cuda or "
                 "cpu, and choose among GPUs with CUDA_VISIBLE_DEVICES."
             )
@@ -73,12 +73,12 @@ class Group:
         """Everybody works; what stops one stops all, with the same message.
 
         Raises:
-            UserError, TrainingStopped: the first one that anybody met.
+            Refusal, TrainingStopped: the first one that anybody met.
         """
         value, error = None, None
         try:
             value = work()
-        except (UserError, TrainingStopped) as met:
+        except (Refusal, TrainingStopped) as met:
             error = met
         met_by_anybody = next((one for one in self.gather(error) if one is not None), None)
         if met_by_anybody is not None:
@@ -126,7 +126,7 @@ def join() -> Iterator[Group]:
         dist.init_process_group(backend, rank=group.rank, world_size=group.size, timeout=_TIMEOUT)
     try:
         yield group
-    except (UserError, TrainingStopped):
+    except (Refusal, TrainingStopped):
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()

@@ -18,7 +18,7 @@ from mixerbench.data.images import Images, Splits, UnreadableImageError, printab
 from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype
-from mixerbench.errors import StopRequested, TrainingStopped, UserError, told_to_stop
+from mixerbench.errors import Refusal, StopRequested, TrainingStopped, told_to_stop
 from mixerbench.measure.peak import peak_flops, training_flops
 from mixerbench.models import create_model
 from mixerbench.models.backbone import without_statistics
@@ -105,7 +105,7 @@ def train(
         Preempted: it said so; the state of the last step is saved.
         TrainingStopped: the loss is no longer a number, too many images cannot be read, a
             validation image has changed, or there is no room for a checkpoint.
-        UserError: the checkpoint belongs to another run.
+        Refusal: the checkpoint belongs to another run.
     """
     protocol, run = settings.protocol, settings.run
     recipe = protocol.recipe
@@ -135,7 +135,7 @@ def train(
     saved = state.load_newest(folder / CHECKPOINTS, about["identity"])
     progress = state.progress
     if len(set(group.gather(progress.step))) > 1:
-        raise UserError(
+        raise Refusal(
             f"the machines do not see the same checkpoints in {folder}: set run.root to a folder "
             "that all of them share."
         )

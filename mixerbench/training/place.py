@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 
 
 class Place(NamedTuple):
@@ -23,7 +23,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
     """What an elastic agent, torchrun or srun says; None for a process of its own.
 
     Raises:
-        UserError: what it says cannot be; a process that guessed would train another's share.
+        Refusal: what it says cannot be; a process that guessed would train another's share.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         place = _place(environment, {"LOCAL_RANK": "0"}, _TORCHRUN)
@@ -57,9 +57,9 @@ def _place(
     return place
 
 
-def _refusal(environment: Mapping[str, str], names: tuple[str, ...], reason: str) -> UserError:
+def _refusal(environment: Mapping[str, str], names: tuple[str, ...], reason: str) -> Refusal:
     found = [name for name in names if name in environment]
-    return UserError(
+    return Refusal(
         f"{', '.join(f'{name}={environment[name]}' for name in found)}: {reason}. torchrun or srun "
         f"sets these variables; to train without them: unset {' '.join(found)}"
     )

@@ -19,16 +19,15 @@ from mixerbench.data.images import Splits, open_images
 from mixerbench.errors import (
     NO_ROOM,
     Preempted,
+    Refusal,
     TrainingStopped,
-    UserError,
-    as_user_errors,
     first_line,
     how_told,
     is_out_of_memory,
     told_to_stop,
 )
 from mixerbench.files import to_disk
-from mixerbench.measure.flops import CountingError, MacCount, count_macs
+from mixerbench.measure.flops import MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
@@ -50,8 +49,8 @@ from mixerbench.training.parallel import whole
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics
 from mixers import load_plugin
-from mixers.conformance import check_mixers
-from mixers.plan import plan_name
+from mixers.core.conformance import check_mixers
+from mixers.core.plan import plan_name
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,14 @@ def run_training(
         on_folder: called with the folder as soon as there is one, by the first process.
 
     Raises:
-        UserError: the settings do not fit the data, the machine or each other.
+        Refusal: the settings do not fit the data, the machine or each other.
         TrainingStopped: training cannot go on; Preempted if it was told to stop.
     """
     if settings.protocol.data.download:  # one process does, before the others look
         group.first(lambda: _open(settings) and None)
     splits, model, teacher, macs = group.together(lambda: _prepare(settings, group))
     if any(other != identity_of(settings) for other in group.gather(identity_of(settings))):
-        raise UserError(
+        raise Refusal(
             "the machines do not have the same images, teacher or plugins: give all of them the "
             "same files."
         )
@@ -153,8 +152,7 @@ def run_training(
 
 
 def _open(settings: Settings) -> Splits:
-    with as_user_errors():
-        return open_images(settings.protocol)
+    return open_images(settings.protocol)
 
 
 def _prepare(
@@ -165,23 +163,22 @@ def _prepare(
     The settings are complete after it.
 
     Raises:
-        UserError: something does not fit, before there is a folder.
+        Refusal: something does not fit, before there is a folder.
     """
     group.device(settings.run.device)
     splits = _open(settings)
-    with as_user_errors((ValueError, CountingError)):
-        check_processes(settings.protocol.recipe.batch, group.size)
-        load_plugins(settings)
-        classes = len(splits.train.classes)
-        model = build_model(settings, classes)
-        macs = None
-        if group.is_first:
-            check_mixers(model)
-        if settings.run.measure and group.is_first:  # what cannot be counted fails now
-            macs = count_macs(model, settings.protocol.image_size)
-        teacher = create_teacher(settings.protocol.recipe.distillation, classes)
-        complete(settings.protocol, splits, teacher)
-        _try_names(settings, model)
+    check_processes(settings.protocol.recipe.batch, group.size)
+    load_plugins(settings)
+    classes = len(splits.train.classes)
+    model = build_model(settings, classes)
+    macs = None
+    if group.is_first:
+        check_mixers(model)
+    if settings.run.measure and group.is_first:  # what cannot be counted fails now
+        macs = count_macs(model, settings.protocol.image_size)
+    teacher = create_teacher(settings.protocol.recipe.distillation, classes)
+    complete(settings.protocol, splits, teacher)
+    _try_names(settings, model)
     if not settings.tracking.offline and group.is_first:
         check_reachable(resolve_uri(settings.tracking.uri), settings.tracking.timeout_seconds)
     return splits, model, teacher, macs
@@ -277,7 +274,7 @@ def _try_names(settings: Settings, model: nn.Module) -> None:
     """Refuse names that only timm can judge, before there is a folder.
 
     Raises:
-        ValueError: which settings, and what timm says.
+        Refusal: which settings, and what timm says.
     """
     protocol = settings.protocol
     attempts: dict[str, Callable[[], object]] = {
@@ -296,7 +293,7 @@ def _try_names(settings: Settings, model: nn.Module) -> None:
             attempt()
         except Exception as error:
             reason = first_line(error)
-            raise ValueError(f"protocol.{given}: timm does not take it ({reason}).") from None
+            raise Refusal(f"protocol.{given}: timm does not take it ({reason}).") from None
 
 
 def _describe(

@@ -9,7 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.models.weights import check_numbers
 from mixerbench.training import checkpoint
 from mixerbench.training.group import ALONE, Group
@@ -92,7 +92,7 @@ class TrainingState:
         """Continue from the newest whole checkpoint, if there are any; returns its path.
 
         Raises:
-            UserError: all are damaged, or it is of another model, protocol or seed.
+            Refusal: all are damaged, or it is of another model, protocol or seed.
         """
         damaged: list[str] = []
         for path in checkpoint.newest_first(folder):
@@ -105,7 +105,7 @@ class TrainingState:
                 print(f"mixerbench: {message} Continuing from {path.name}.", file=sys.stderr)
             return path
         if damaged:
-            raise UserError(
+            raise Refusal(
                 f"{folder} has no whole checkpoint: {damaged[0]} Remove the folder of the run to "
                 "start again."
             )
@@ -116,12 +116,12 @@ class TrainingState:
 
         Raises:
             DamagedError: it cannot be read as it was written.
-            UserError: it is of another model, protocol or seed, or holds no weights.
+            Refusal: it is of another model, protocol or seed, or holds no weights.
         """
         tensors, header = checkpoint.load(path)
         for key, value in identity.items():
             if header.get("identity", {}).get(key) != value:
-                raise UserError(
+                raise Refusal(
                     f"{path} belongs to another run: its {key} is "
                     f"{header.get('identity', {}).get(key)!r}, this run's is {value!r}."
                 )
@@ -131,7 +131,7 @@ class TrainingState:
             try:
                 check_numbers(content, own)
             except ValueError as error:
-                raise UserError(f"{path}, {part}: {error}") from None
+                raise Refusal(f"{path}, {part}: {error}") from None
             module.load_state_dict(
                 {name: part_of(tensor, own.get(name, tensor)) for name, tensor in content.items()}
             )

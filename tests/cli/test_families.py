@@ -15,8 +15,8 @@ from mixerbench.commands.families import families
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
 from mixers import list_mixers
-from mixers.catalog import mixer_catalog
-from mixers.plan import SCHEDULES
+from mixers.core.catalog import mixer_catalog
+from mixers.core.plan import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''

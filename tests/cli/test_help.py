@@ -10,7 +10,7 @@ import mixerbench
 from mixerbench.config.compose import config_names, part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
-from mixers.plan import SCHEDULES
+from mixers.core.plan import SCHEDULES
 
 COMMANDS = ("train", "suite", "eval", "profile", "list", "measure", "leaderboard", "sync")
 Command = Callable[..., Any]

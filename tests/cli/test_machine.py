@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mixerbench.errors import TrainingStopped, as_user_errors, exit_code
+from mixerbench.errors import TrainingStopped, exit_code
 from mixerbench.launching.job import Job
+from mixers import TokenGrid, TokenMixer, create_mixer, register_mixer
 
 ROOT = Path(__file__).parents[2]
 LOST = "mixerbench: cannot write to the standard output: "
@@ -132,13 +134,25 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def test_a_part_that_finds_no_memory_is_not_to_blame(capsys: pytest.CaptureFixture[str]) -> None:
-    def build() -> None:
-        with as_user_errors():
-            try:
-                raise MemoryError("12 GB")
-            except MemoryError as error:
-                raise ValueError("mixer 'attention': its __init__ raised") from error
+class _Large(TokenMixer):
+    any_grid = True
+    mixes_prefix = True
+    paper = "of no paper"
 
+    def __init__(self, dim: int, grid: TokenGrid, num_heads: int) -> None:
+        super().__init__(dim, grid, num_heads)
+        raise MemoryError("12 GB")
+
+    def forward(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        return x
+
+
+def test_a_part_that_finds_no_memory_is_not_to_blame(
+    clean_registry: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build() -> None:
+        create_mixer("large", 8, TokenGrid(2, 2))
+
+    register_mixer("large")(_Large)
     assert exit_code(build) == 1
     assert "no memory left (12 GB)" in capsys.readouterr().err

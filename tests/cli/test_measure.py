@@ -17,7 +17,7 @@ from mixerbench.measure.hardware import hardware_name
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
 from mixerbench.tracking.measurements import EXPERIMENT
 from mixerbench.training.run import run_training
-from mixers.registry import MIXERS
+from mixers.core.registry import MIXERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # mlflow warns about itself

@@ -16,7 +16,7 @@ import torch
 from mixerbench.commands.reproduce import Row, agrees, markdown, row
 from mixerbench.config.compose import compose
 from mixerbench.config.presets import PRESETS
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.models import create_model
 from mixerbench.training import checkpoint
 
@@ -277,7 +277,7 @@ def test_a_stem_of_the_same_name_keeps_the_presets_options() -> None:
     ],
 )
 def test_wrong_models_are_refused_before_torch(line: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)) as error:
+    with pytest.raises(Refusal, match=re.escape(message)) as error:
         compose(line.split())
     assert "\n" not in str(error.value)
 

@@ -21,7 +21,7 @@ from mixerbench.config.compose import (
 )
 from mixerbench.config.schema import Recipe, Run, Settings, Tracking, build, flatten
 from mixerbench.config.sizes import SIZES
-from mixers.plan import SCHEDULES
+from mixers.core.plan import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 MIXERS = [*part_catalog("mixer"), *SCHEDULES]

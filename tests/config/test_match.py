@@ -10,7 +10,7 @@ from mixerbench.config.compose import compose, compose_sweep
 from mixerbench.config.match import Target, read_target
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 
 
 class Asked:
@@ -112,13 +112,13 @@ def test_every_run_of_a_sweep_is_matched() -> None:
 
 def test_a_sweep_is_refused_before_anything_is_searched() -> None:
     asked = Asked(WIDER)
-    with pytest.raises(UserError, match="'pach_ff'"):
+    with pytest.raises(Refusal, match="'pach_ff'"):
         compose_sweep(["mixer=attention,pach_ff", "match=params:1M"], asked)
     assert asked.questions == []
 
 
 def test_who_cannot_search_refuses() -> None:
-    with pytest.raises(UserError, match="train, profile and suite"):
+    with pytest.raises(Refusal, match="train, profile and suite"):
         compose(["match=params:1M"])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mixerbench.config import checks
 from mixerbench.config.compose import compose_sweep
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 
 # Words that a message must hold: what came, the nearest name or what fits, what to do.
 TABLE: list[tuple[str, tuple[str, ...]]] = [
@@ -109,7 +109,7 @@ def test_a_refusal_says_what_came_and_what_fits(
     ],
 )
 def test_a_sweep_is_refused_whole(line: str, expected: tuple[str, ...]) -> None:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(Refusal) as refusal:
         compose_sweep(line.split())
     for words in expected:
         assert words in str(refusal.value)
@@ -239,7 +239,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 def test_a_plugins_mixer_is_composed_like_any_other(plugin: Callable[..., Path]) -> None:
     path = plugin()
     line = "mixer=mine,attention mixer.size=5 plugins=[mine.py]"
-    with pytest.raises(UserError, match="no setting 'size'"):
+    with pytest.raises(Refusal, match="no setting 'size'"):
         compose_sweep(line.split())  # attention has no size
     (settings,) = compose_sweep(shlex.split("mixer=mine mixer.size=5 plugins=[mine.py]"))
     assert settings.model["mixer"] == {"name": "mine", "size": 5, "mode": "a"}

@@ -37,7 +37,7 @@ from mixerbench.data.shards import (
     open_packed,
     read_about,
 )
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
@@ -588,7 +588,7 @@ def refused(folder, root) -> Callable[..., str]:
 
     def get(out: Path, packing: Packing = KINDS["files"], splits: Splits | None = None) -> str:
         before = set(os.listdir(out))
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(Refusal) as caught:
             pack(splits or folder(), root, out, packing, True, 1)
         assert set(os.listdir(out)) - {".lock"} == before - {".lock"}
         text = str(caught.value)

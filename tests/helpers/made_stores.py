@@ -19,7 +19,7 @@ from mixerbench.config.compose import compose, part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Prediction, Tag
-from mixers.plan import SCHEDULES
+from mixers.core.plan import SCHEDULES
 
 START_MS = 1_790_000_000_000
 

@@ -14,7 +14,7 @@ from mixerbench.config.sizes import SIZES, StagedSize
 from mixerbench.models import create_model
 from mixerbench.models.registry import BACKBONES, STEMS
 from mixers import MIXERS, list_mixers
-from mixers.plan import SCHEDULES, read_plan, spread
+from mixers.core.plan import SCHEDULES, read_plan, spread
 
 IMAGE = (32, 64)  # pixels: 2 x 4 patches of 16, or 8 x 16 of 4, which halve three times
 TURNED = (64, 32)

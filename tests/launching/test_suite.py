@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from mixerbench.config.compose import config_names
 from mixerbench.config.schema import Settings
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.launching import suite as suite_module
 from mixerbench.launching.suite import Suite, find_runs, fingerprint_of, read_suite, run_suite
 from mixerbench.launching.table import SuiteTable
@@ -66,7 +66,7 @@ def tiny_suite(write: Write, tmp_path: Path) -> Callable[..., Suite]:
 
 
 def _refusal(place: Path, *given: str) -> str:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(Refusal) as refused:
         read_suite(str(place), given)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)

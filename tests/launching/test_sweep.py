@@ -14,7 +14,7 @@ import pytest
 
 from mixerbench.config.compose import compose_sweep
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import PREEMPTED, TrainingStopped, UserError
+from mixerbench.errors import PREEMPTED, Refusal, TrainingStopped
 from mixerbench.launching import local as sweep_module
 from mixerbench.launching.local import default_jobs, run_sweep
 
@@ -187,7 +187,7 @@ def test_progress_is_read_from_the_childs_journal(
 
 @pytest.mark.parametrize("jobs", ["0", "-1"])
 def test_less_than_one_job_is_refused(jobs: str) -> None:
-    with pytest.raises(UserError, match="1 or more"):
+    with pytest.raises(Refusal, match="1 or more"):
         _sweep(f"launcher.jobs={jobs}")
 
 

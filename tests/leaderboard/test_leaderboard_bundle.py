@@ -38,7 +38,7 @@ from leaderboard.source import Source, open_source
 from mixerbench.commands.bundle import export_bundle, import_bundle, import_bundle_folder
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Prediction, Tag
 from mixerbench.tracking.store import Store
 from mixerbench.tracking.upload import Upload
@@ -277,9 +277,9 @@ def test_an_export_that_fails_leaves_nothing(shared: Shared, tmp_path: Path):
     with pytest.raises(BundleError, match="its predictions give final/top1"):
         export(source, [false, *runs[1:]], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(Refusal, match="exists"):
         export_bundle(shared.uri, [], shared.bundle)
-    with pytest.raises(UserError, match="mixer=nothing"):
+    with pytest.raises(Refusal, match="mixer=nothing"):
         export_bundle(shared.uri, ["mixer=nothing"], tmp_path / "out")
 
 
@@ -379,7 +379,7 @@ def test_a_run_that_claims_what_it_does_not_show_is_refused(reason: str, edited,
     if "holds what" not in reason:
         assert str(error.value).startswith("run attention_micro") or "run mean" in str(error.value)
     uri = f"sqlite:///{tmp_path / 'new.db'}"
-    with pytest.raises(UserError):
+    with pytest.raises(Refusal):
         import_bundle_folder(folder, uri)
     assert not (tmp_path / "new.db").exists()
 
@@ -677,7 +677,7 @@ def test_an_import_that_is_killed_is_completed_by_the_next(shared: Shared, new_u
 
 
 def test_what_is_no_bundle_is_refused(shared: Shared, tmp_path: Path):
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(Refusal, match="is no bundle"):
         import_bundle_folder(tmp_path, shared.uri)
-    with pytest.raises(UserError):
+    with pytest.raises(Refusal):
         import_bundle_folder(shared.bundle, "file:///mlruns")

@@ -18,7 +18,7 @@ from leaderboard.runs import Reading, digest_of, reading_of, skipped_line
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
 from mixerbench.tracking.keys import MEASUREMENT, Metric, Param, Tag
-from mixers.plan import plan_name
+from mixers.core.plan import plan_name
 
 END = 1_700_000_000_000
 

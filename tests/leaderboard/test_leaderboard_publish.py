@@ -9,7 +9,7 @@ from made_runs import LONGER
 
 from leaderboard.source import read_runs
 from mixerbench.commands.publish import publish
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.keys import LEADERBOARD, Artifact, Metric, Tag
 from mixerbench.tracking.store import Store
 
@@ -98,7 +98,7 @@ def test_publishing_again_replaces(published: tuple[Any, str]) -> None:
 
 def test_nothing_to_publish_is_refused(tmp_path: Path, published: tuple[Any, str]) -> None:
     own, _ = published
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(Refusal, match="no such file"):
         publish(f"sqlite:///{tmp_path}/none.db", [])
-    with pytest.raises(UserError, match="mixer"):
+    with pytest.raises(Refusal, match="mixer"):
         publish(own.uri, ["mixer=nothing"])

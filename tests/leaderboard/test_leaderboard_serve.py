@@ -22,7 +22,7 @@ from browser import open_browser
 import leaderboard
 from mixerbench.commands import serve as command
 from mixerbench.commands.publish import publish
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking import views
 from mixerbench.tracking.keys import Metric
 
@@ -362,7 +362,7 @@ def test_others_are_not_let_in_without_a_secret(
 ) -> None:
     pytest.importorskip("flask_wtf")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"export {command.KEY}="):
+    with pytest.raises(Refusal, match=f"export {command.KEY}="):
         command.serve(f"sqlite:///{tmp_path}/mlflow.db", host, _free_port(), 30)
     assert executed == []
 
@@ -372,7 +372,7 @@ def test_others_are_not_let_in_without_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"mlflow\[auth\]"):
+    with pytest.raises(Refusal, match=r"mlflow\[auth\]"):
         command.serve(f"sqlite:///{tmp_path}/mlflow.db", "0.0.0.0", _free_port(), 30)
     assert executed == []
 
@@ -381,13 +381,13 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, executed: list[Any]) -
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}"):
+        with pytest.raises(Refusal, match=f"port {port}"):
             command.serve(uri, "127.0.0.1", port, 30)
-    with pytest.raises(UserError, match="no-such-host"):
+    with pytest.raises(Refusal, match="no-such-host"):
         command.serve(uri, "no-such-host.invalid", _free_port(), 30)
-    with pytest.raises(UserError, match="is a server already"):
+    with pytest.raises(Refusal, match="is a server already"):
         command.serve("http://127.0.0.1:5000", "127.0.0.1", _free_port(), 30)
-    with pytest.raises(UserError, match="refresh-seconds"):
+    with pytest.raises(Refusal, match="refresh-seconds"):
         command.serve(uri, "127.0.0.1", _free_port(), 0)
     assert executed == []
 
@@ -427,7 +427,7 @@ def test_importing_the_command_is_quick() -> None:
 
 def test_a_database_without_its_driver_is_one_line_without_its_password() -> None:
     with pytest.raises(
-        UserError, match=r"mssql\+pyodbc://\*\*\*@host/db.*install the driver"
+        Refusal, match=r"mssql\+pyodbc://\*\*\*@host/db.*install the driver"
     ) as error:
         command.serve("mssql+pyodbc://me:geheim@host/db", "127.0.0.1", 5999, 30.0)
     assert "geheim" not in str(error.value)

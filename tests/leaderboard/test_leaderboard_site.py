@@ -21,7 +21,7 @@ from leaderboard.store import Store
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import fingerprint
 from mixerbench.tracking.keys import Metric, Tag
-from mixers.plan import plan_name
+from mixers.core.plan import plan_name
 
 pytestmark = pytest.mark.xdist_group("site")  # one site, whatever the number of processes
 

@@ -11,7 +11,7 @@ from mixerbench import create_model
 from mixerbench.measure import flops
 from mixerbench.measure.flops import CountingError, count_macs
 from mixers import list_mixers
-from mixers.plan import SCHEDULES
+from mixers.core.plan import SCHEDULES
 
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}
 N, C, DEPTH, HEADS = 64, 64, 4, 4  # micro on 32 x 32 pixels with patches of 4

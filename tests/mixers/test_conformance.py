@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mixerbench.models import create_model
 from mixers import MIXERS, TokenGrid, TokenMixer, create_mixer, list_mixers
-from mixers.conformance import CHECKS, NonconformingMixer, check_mixer, check_mixers
-from mixers.registry import BrokenCodeError
+from mixers.core.conformance import CHECKS, NonconformingMixer, check_mixer, check_mixers
+from mixers.core.registry import BrokenCodeError
 
 DIM, HEADS = 8, 2
 GRID, WITH_PREFIX = TokenGrid(3, 4), TokenGrid(3, 4, prefix=2)
@@ -411,7 +411,7 @@ def test_published_models_pass_with_a_size_of_seconds(name):
 
 def test_identical_mixers_are_checked_once_and_different_ones_all(monkeypatch):
     checked = []
-    monkeypatch.setattr("mixers.conformance.check_mixer", lambda mixer: checked.append(mixer))
+    monkeypatch.setattr("mixers.core.conformance.check_mixer", lambda mixer: checked.append(mixer))
     plan = ["attention", {"name": "attention", "proj_drop": 0.1}, "identity", "none"]
     model = create_model(plan, {"dim": 16, "depth": 8, "num_heads": 2}, image_size=32)
     check_mixers(model)
@@ -421,7 +421,7 @@ def test_identical_mixers_are_checked_once_and_different_ones_all(monkeypatch):
 
 def test_strides_and_grids_of_a_staged_model_are_different_mixers(monkeypatch):
     checked = []
-    monkeypatch.setattr("mixers.conformance.check_mixer", lambda mixer: checked.append(mixer))
+    monkeypatch.setattr("mixers.core.conformance.check_mixer", lambda mixer: checked.append(mixer))
     size = {"dims": (4, 4, 4, 4), "depths": (2, 2, 2, 2), "num_heads": (1, 1, 1, 1)}
     check_mixers(create_model("convolution", size, backbone="resnet", image_size=64))
     assert [(m.grid.height, m.stride) for m in checked] == [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixers import MIXERS, list_mixers
-from mixers.catalog import MISSING, Entry, mixer_catalog, nearest, plugin_path, read_file
+from mixers.core.catalog import MISSING, Entry, mixer_catalog, nearest, plugin_path, read_file
 
 PLUGIN = '''
 import mixers
@@ -82,10 +82,10 @@ def test_options_are_those_of_the_signature(name):
 def test_reading_it_imports_no_torch():
     script = (
         "import sys\n"
-        "from mixers.catalog import mixer_catalog\n"
-        "import mixers.plan\n"
+        "from mixers.core.catalog import mixer_catalog\n"
+        "import mixers.core.plan\n"
         "assert 'attention' in mixer_catalog()\n"
-        "heavy = {'torch', 'timm', 'numpy', 'mixers.registry'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'numpy', 'mixers.core.registry'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     result = subprocess.run(

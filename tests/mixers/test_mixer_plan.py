@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixers import MIXERS, list_mixers
-from mixers.catalog import mixer_catalog
-from mixers.plan import SCHEDULES, MixerChoice, check_names, check_prefix, read_plan, spread
+from mixers.core.catalog import mixer_catalog
+from mixers.core.plan import SCHEDULES, MixerChoice, check_names, check_prefix, read_plan, spread
 
 LIT = ["none", "none", "attention", "attention"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mixers import MIXERS, load_plugin
-from mixers.catalog import mixer_catalog
+from mixers.core.catalog import mixer_catalog
 
 PLUGIN = '''
 from torch import nn

@@ -8,8 +8,8 @@ import torch
 
 import mixers
 from mixers import TokenGrid, TokenMixer, create_mixer, list_mixers, load_plugin
-from mixers.plan import MixerChoice
-from mixers.registry import BrokenCodeError, Registry
+from mixers.core.plan import MixerChoice
+from mixers.core.registry import BrokenCodeError, Registry
 
 
 @pytest.fixture
@@ -258,6 +258,6 @@ def test_an_installed_package_that_raises_is_named(tmp_path, monkeypatch):
     (tmp_path / "their_broken_module.py").write_text("raise KeyError('theirs')\n")
     point = EntryPoint("theirs", "their_broken_module", "mixerbench.mixers")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(mixers.registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(mixers.core.registry, "entry_points", lambda group: [point])
     with pytest.raises(BrokenCodeError, match=r"'theirs', module their_broken_module .*KeyError"):
         list_mixers()

@@ -39,7 +39,7 @@ from mixerbench.config.sizes import SIZES, StagedSize, ViTSize
 from mixerbench.models import create_model
 from mixerbench.models.registry import BACKBONES, CHANNEL_MIXERS, MERGINGS
 from mixers import MIXERS, TokenGrid
-from mixers.plan import read_plan
+from mixers.core.plan import read_plan
 
 # --- the matrix ---------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from mixerbench.config.sizes import SIZES
 from mixerbench.models import create_model
 from mixerbench.models.registry import STEMS
 from mixers import MIXERS, list_mixers
-from mixers.plan import SCHEDULES, read_plan
+from mixers.core.plan import SCHEDULES, read_plan
 
 PLANS = [*list_mixers(), *SCHEDULES]
 every_plan = pytest.mark.parametrize("plan", PLANS)

@@ -8,7 +8,7 @@ import torch
 import mixerbench.models  # noqa: F401  registers the names
 from mixerbench.config.sizes import SIZES
 from mixers import MIXERS, list_mixers
-from mixers.plan import SCHEDULES
+from mixers.core.plan import SCHEDULES
 
 
 def test_timm_lists_every_mixer_and_schedule_at_every_size():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixerbench.config.compose import compose
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.recipe.mixup import create_mixup, cutmix_box
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -194,7 +194,7 @@ def test_weights_follow_the_beta_distribution_of_the_recipe(field, alpha, protoc
 
 @pytest.mark.parametrize("mode", ["pair", "elem"])
 def test_modes_in_which_timm_draws_its_own_wider_box_are_refused(mode):
-    with pytest.raises(UserError, match=f"mixup.mode={mode}: choose one of batch"):
+    with pytest.raises(Refusal, match=f"mixup.mode={mode}: choose one of batch"):
         compose(["protocol=imagenet_deit", f"recipe.mixup.mode={mode}"])
 
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import DATA, MODEL, RECIPE, RUN
 
 from mixerbench.config.compose import compose
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.journal import FILE_NAME, Journal, read
 from mixerbench.tracking.store import check_reachable
 from mixerbench.tracking.upload import CURSOR_FILE, RUN_FILE
@@ -251,7 +251,7 @@ def test_a_server_is_asked_for_its_health_whatever_user_stands_in_its_address() 
         check_reachable(f"http://me:{PASSWORD}@127.0.0.1:{server.server_port}", 10)
         server.shutdown()
     for place in ("127.0.0.1:1", "127.0.0.1:port", "[::1"):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(Refusal) as error:
             check_reachable(f"http://me:{PASSWORD}@{place}", 1)
         assert PASSWORD not in str(error.value)
 

@@ -20,7 +20,7 @@ from tiny_runs import DATA, MODEL
 from mixerbench.commands.sync import sync
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, Tracking
-from mixerbench.errors import Preempted, UserError
+from mixerbench.errors import Preempted, Refusal
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.tracking.keys import Metric
 from mixerbench.tracking.store import check_reachable
@@ -270,11 +270,11 @@ def test_a_database_that_is_gone_is_told_at_the_start_and_training_offline_does_
     check_reachable(server.uri, 60)  # a server that has never seen its database waits for it
     postgres.stop()
     try:
-        with pytest.raises(UserError) as refusal:  # though the server calls itself healthy
+        with pytest.raises(Refusal) as refusal:  # though the server calls itself healthy
             run_training(settings)
         assert not Path(settings.run.root).exists()
         folder = run_training(tiny(server.uri, "tracking.offline=true")).folder
-        with pytest.raises(UserError, match="503"):
+        with pytest.raises(Refusal, match="503"):
             sync(str(folder), server.uri)
     finally:
         postgres.start()

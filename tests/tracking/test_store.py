@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.store import check_reachable, resolve_uri
 
 Answering = Callable[[bytes | None], tuple[str, list[socket.socket]]]
@@ -46,7 +46,7 @@ def test_a_relative_file_stays_where_it_was_meant(
 
 
 def _refusal(uri: str, timeout_seconds: float = 5) -> str:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(Refusal) as refusal:
         check_reachable(uri, timeout_seconds)
     message = str(refusal.value)
     assert len(message.splitlines()) == 1

@@ -14,7 +14,7 @@ from torch import nn
 
 from mixerbench.config.schema import Run
 from mixerbench.devices import grad_scaler
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.recipe.optimization import create_ema
 from mixerbench.training import checkpoint
 from mixerbench.training.state import Progress, TrainingState
@@ -237,7 +237,7 @@ def test_the_state_of_another_run_is_refused(key: str, plain: Any, tmp_path: Pat
     state = _state(plain, "adamw")
     path = state.save(tmp_path, {"identity": IDENTITY}, keep=2)
     before = _everything(state)
-    with pytest.raises(UserError, match="another run") as refusal:
+    with pytest.raises(Refusal, match="another run") as refusal:
         state.load(path, IDENTITY | {key: "other"})
     assert key in str(refusal.value)
     assert "'other'" in str(refusal.value)
@@ -246,5 +246,5 @@ def test_the_state_of_another_run_is_refused(key: str, plain: Any, tmp_path: Pat
 
 def test_a_file_without_a_header_is_no_state(plain: Any, tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(Refusal, match="another run"):
         _state(plain, "adamw").load(tmp_path / "a.safetensors", IDENTITY)

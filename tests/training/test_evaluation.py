@@ -23,7 +23,7 @@ from mixerbench.commands.eval import (
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.data.loader import UNREADABLE
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.keys import Prediction
 from mixerbench.training import checkpoint
 from mixerbench.training.evaluation import EvaluationError, evaluate
@@ -298,7 +298,7 @@ def test_a_file_of_no_weights_has_no_accuracy(
     given = [s for s in plain.settings.overrides if not s.startswith("tracking")]
     path = tmp_path / "changed.safetensors"
     save_file(plain.weights | {entry: change(plain.weights[entry])}, path)
-    with pytest.raises(UserError, match=message) as refusal:
+    with pytest.raises(Refusal, match=message) as refusal:
         evaluate_place(str(path), given, ema=False, predictions=None)
     assert f"the entry {entry} holds" in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
@@ -318,13 +318,13 @@ def test_weights_that_give_no_numbers_have_no_accuracy(plain: Any, tmp_path: Pat
     given = [s for s in plain.settings.overrides if not s.startswith("tracking")]
     path = tmp_path / "huge.safetensors"
     save_file({name: torch.full_like(t, 1e38) for name, t in plain.weights.items()}, path)
-    with pytest.raises(UserError, match="24 of 24 validation images are infinite or no numbers"):
+    with pytest.raises(Refusal, match="24 of 24 validation images are infinite or no numbers"):
         evaluate_place(str(path), given, ema=False, predictions=None)
 
 
 def test_the_place_must_hold_weights(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path):
-        with pytest.raises(UserError, match="run's folder") as refusal:
+        with pytest.raises(Refusal, match="run's folder") as refusal:
             find_file(str(place), ema=False)
         assert str(place) in str(refusal.value)
 

@@ -22,7 +22,7 @@ from small_disks import Disk, mounted
 from mixerbench.commands.pack import pack_folder
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.launching import rank
 from mixerbench.launching.job import Job
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
@@ -117,7 +117,7 @@ def test_a_disk_that_is_full_before_a_run_begins_stops_it_in_one_line(
 ) -> None:
     root = f"run.root={disk.root}"
     disk.fill(0)
-    with pytest.raises((UserError, TrainingStopped), match="No space left on device") as stopped:
+    with pytest.raises((Refusal, TrainingStopped), match="No space left on device") as stopped:
         trained(root)
     print(stopped.value)
     assert len(str(stopped.value).splitlines()) == 1

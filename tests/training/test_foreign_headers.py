@@ -15,7 +15,7 @@ from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Protocol
 from mixerbench.data import images
 from mixerbench.data.images import Splits, open_images
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.training import checkpoint
 from mixerbench.training.loop import build_model
 
@@ -48,7 +48,7 @@ def written(plain: Any, tmp_path: Path) -> Callable[..., str]:
 
 
 def refusal(place: str, *given: str) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(Refusal) as error:
         evaluate_place(place, list(given), ema=False, predictions=None)
     message = str(error.value)
     assert len(message.splitlines()) == 1 and message.isprintable()

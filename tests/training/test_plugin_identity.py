@@ -17,7 +17,7 @@ import yaml
 from mixerbench.commands.eval import evaluate_place
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, fingerprint
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.tracking.keys import Tag
 from mixerbench.training.run import run_training
@@ -111,7 +111,7 @@ def test_a_mixer_of_an_installed_package_is_part_of_the_models_that_use_it(
     assert "plugins" not in model_of("mixer=identity")
     settings = tiny("mixer=installed_scaled", "recipe.epochs=1")
     package.write_text(INSTALLED + "\n")  # an upgrade
-    with pytest.raises(UserError, match="installed package") as refusal:
+    with pytest.raises(Refusal, match="installed package") as refusal:
         run_training(settings)
     assert str(package) in str(refusal.value)
     run_training(tiny("mixer=installed_scaled", "recipe.epochs=1"))
@@ -125,7 +125,7 @@ def test_a_plugin_that_changed_since_the_settings_were_made_is_not_run(
 ) -> None:
     settings = tiny("mixer=scaled", f"plugins=[{plugin}]")
     plugin.write_text("raise SystemExit('this must not run')")
-    with pytest.raises(UserError, match="has changed since the settings were made") as refusal:
+    with pytest.raises(Refusal, match="has changed since the settings were made") as refusal:
         run_training(settings)
     assert str(plugin) in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
@@ -195,7 +195,7 @@ def test_a_run_is_not_continued_with_other_source(
     plugin.write_text(EDITED)
     forget_plugins()
 
-    with pytest.raises(UserError, match="other source of its plugins") as refusal:
+    with pytest.raises(Refusal, match="other source of its plugins") as refusal:
         run_training(tiny(*settings, f"run.resume={folder}"))
     message = str(refusal.value)
     assert str(folder / "plugins") in message
@@ -226,7 +226,7 @@ def test_a_process_that_has_loaded_it_does_not_run_it_as_another(
     settings = ["mixer=scaled", f"plugins=[{plugin}]", "recipe.epochs=1"]
     trained(*settings)
     plugin.write_text(EDITED)
-    with pytest.raises(UserError, match="has changed since it was loaded"):
+    with pytest.raises(Refusal, match="has changed since it was loaded"):
         run_training(tiny(*settings))
     assert MIXERS.get("scaled") is not None
 

@@ -15,7 +15,7 @@ import torch
 from processes import CLOCKS
 
 from leaderboard import read_runs
-from mixerbench.errors import PREEMPTED, Interrupted, Preempted, StopRequested, UserError, exit_code
+from mixerbench.errors import PREEMPTED, Interrupted, Preempted, Refusal, StopRequested, exit_code
 from mixerbench.stopping import SIGNALS, Stop
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint, loop, run
@@ -141,7 +141,7 @@ def test_what_was_trained_and_not_uploaded_is_uploaded_and_not_trained_again(
     assert (folder / FILE_NAME).read_bytes() == journal
     (logged,) = read_runs(online[1].removeprefix("tracking.uri=")).runs
     assert logged.name.endswith("seed0")
-    with pytest.raises(UserError, match="is finished"):  # and everywhere
+    with pytest.raises(Refusal, match="is finished"):  # and everywhere
         run_training(tiny(*online, f"run.resume={folder}"))
 
 
@@ -220,7 +220,7 @@ def test_a_second_start_in_an_interactive_step_is_a_run_of_its_own(
 
 @pytest.mark.parametrize("name", ["lab/digits", "../../x", ".hidden", "a b", ""])
 def test_a_protocol_whose_name_is_no_folder_is_refused(name: str, tiny: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"protocol\.name=.*it names a folder"):
+    with pytest.raises(Refusal, match=r"protocol\.name=.*it names a folder"):
         tiny(f"protocol.name='{name}'")
 
 

@@ -21,7 +21,7 @@ from mixerbench.config.schema import (
     flatten,
     protocol_fingerprint,
 )
-from mixerbench.errors import TrainingStopped, UserError
+from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.measure.peak import peak_flops
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Hardest, Metric, Prediction, Tag
@@ -210,7 +210,7 @@ def test_a_mixer_that_cannot_be_counted_is_refused_before_training(
     plugin = tmp_path / "uncounted.py"
     plugin.write_text(PLUGIN.format(name="uncounted", result="fft.fft(x, dim=1).real"))
     settings = tiny(f"plugins=[{plugin}]", "mixer=uncounted", "run.measure=true")
-    with pytest.raises(UserError, match="fft") as refusal:
+    with pytest.raises(Refusal, match="fft") as refusal:
         run_training(settings)
     assert len(str(refusal.value).splitlines()) <= 2
     assert not (tmp_path / "runs").exists()
@@ -274,7 +274,7 @@ UNFIT = [
 def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
     line: str, expected: str, tmp_path: Path, tiny: Callable[..., Settings]
 ) -> None:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(Refusal) as refusal:
         run_training(tiny(*line.split()))
     message = str(refusal.value)
     assert expected in message
@@ -295,7 +295,7 @@ def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
 def test_a_value_that_only_timm_or_torch_knows_is_refused_too(
     line: str, expected: str, tmp_path: Path, tiny: Callable[..., Settings]
 ) -> None:
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(Refusal, match=expected):
         run_training(tiny(*line.split()))
     assert not (tmp_path / "runs").exists()
 

@@ -19,7 +19,7 @@ from processes import CLOCKS
 from safetensors.torch import load_file
 
 from mixerbench.config.schema import Settings
-from mixerbench.errors import UserError
+from mixerbench.errors import Refusal
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.training import checkpoint
 from mixerbench.training.loop import CHECKPOINTS
@@ -226,7 +226,7 @@ def test_run_settings_may_change_and_are_told(
 
 
 def _refusal(settings: Settings) -> str:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(Refusal) as refusal:
         run_training(settings)
     message = str(refusal.value)
     assert len(message.splitlines()) <= 2

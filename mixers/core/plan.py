@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mixers.catalog import nearest
+from mixers.core.catalog import nearest
+from mixers.core.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
     """The choices of a plan, schedules resolved, not yet spread over blocks.
 
     Raises:
-        ValueError: a choice has no name, a schedule has options, or the plan is empty.
+        Refusal: a choice has no name, a schedule has options, or the plan is empty.
     """
     if isinstance(spec, str):
         if spec in SCHEDULES:
@@ -66,19 +67,19 @@ def read_plan(spec: MixerSpec) -> tuple[MixerChoice, ...]:
         if "plan" in options or name in SCHEDULES:
             plan = options.pop("plan", name)
             if options:
-                raise ValueError(
+                raise Refusal(
                     f"a schedule ({name or plan}) has no option {next(iter(options))!r}: give "
                     "options to the mixers in its plan, {name: ..., option: ...}."
                 )
             return read_plan(plan)
         if name is None:
-            raise ValueError(f"a mixer needs a name: {dict(spec)} has none.")
+            raise Refusal(f"a mixer needs a name: {dict(spec)} has none.")
         return (MixerChoice(str(name), options),)
     if not isinstance(spec, Sequence):
-        raise ValueError(f"a mixer plan is a name, a mapping or a list of these, not {spec!r}.")
+        raise Refusal(f"a mixer plan is a name, a mapping or a list of these, not {spec!r}.")
     choices = tuple(choice for part in spec for choice in read_plan(part))
     if not choices:
-        raise ValueError("a mixer plan needs at least one mixer.")
+        raise Refusal("a mixer plan needs at least one mixer.")
     return choices
 
 
@@ -101,10 +102,10 @@ def spread(
     """One choice per block of an isotropic model, or per stage of a staged one.
 
     Raises:
-        ValueError: the plan has more choices than there are blocks or stages.
+        Refusal: the plan has more choices than there are blocks or stages.
     """
     if len(plan) > depth:
-        raise ValueError(
+        raise Refusal(
             f"a mixer plan of {len(plan)} choices does not fit {depth} {units}: "
             "shorten the plan or choose a deeper size."
         )
@@ -115,11 +116,11 @@ def check_names(plan: Sequence[MixerChoice], known: Sequence[str]) -> None:
     """Refuse a name that is neither a mixer nor a schedule.
 
     Raises:
-        ValueError: names the nearest known one.
+        Refusal: names the nearest known one.
     """
     for choice in plan:
         if choice.name not in known:
-            raise ValueError(
+            raise Refusal(
                 f"unknown mixer {choice.name!r}. {nearest(choice.name, {*known, *SCHEDULES})}"
             )
 
@@ -132,7 +133,7 @@ def check_prefix(
     A fact that ``facts`` does not know (source text does not show what is inherited) passes.
 
     Raises:
-        ValueError: says which mixer, and what to choose instead.
+        Refusal: says which mixer, and what to choose instead.
     """
     if pool != "token":
         return
@@ -140,7 +141,7 @@ def check_prefix(
     deaf = [name for name in mixing if not facts(name).get("mixes_prefix", True)]
     if deaf or not mixing:
         name = deaf[0] if deaf else "none"
-        raise ValueError(
+        raise Refusal(
             f"mixer {name!r} cannot take a class token: it does not carry the image to it. "
             "Pool by average instead (pool='avg', on the command line backbone.pool=avg)."
         )

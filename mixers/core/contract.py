@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from mixers.plan import MixerChoice
+from mixers.core.errors import Refusal
+from mixers.core.plan import MixerChoice
 
 
 class TokenGrid(NamedTuple):
@@ -85,7 +86,7 @@ class TokenMixer(nn.Module, ABC):
         """Refuse a grid that the weights do not fit.
 
         Raises:
-            ValueError: ``grid`` is not the one that this mixer was built for.
+            Refusal: ``grid`` is not the one that this mixer was built for.
         """
         check_grid(type(self).__name__, self.grid, grid)
 
@@ -93,10 +94,10 @@ class TokenMixer(nn.Module, ABC):
         """The channels of one head.
 
         Raises:
-            ValueError: ``dim`` is not a multiple of ``num_heads``.
+            Refusal: ``dim`` is not a multiple of ``num_heads``.
         """
         if self.num_heads < 1 or self.dim % self.num_heads:
-            raise ValueError(
+            raise Refusal(
                 f"mixer {type(self).__name__} splits {self.dim} channels among {self.num_heads} "
                 "heads, which does not come out even: choose a divisor of the width."
             )
@@ -107,10 +108,10 @@ def check_grid(name: str, built_for: TokenGrid, grid: TokenGrid) -> None:
     """Refuse a grid that weights per position do not fit.
 
     Raises:
-        ValueError: ``grid`` is not ``built_for``.
+        Refusal: ``grid`` is not ``built_for``.
     """
     if grid != built_for:
-        raise ValueError(
+        raise Refusal(
             f"mixer {name} was built for {built_for} tokens and got {grid}: it has weights per "
             "position. Build the model for this resolution, or use a mixer that runs on any grid "
             "('mixerbench list mixers' shows which do)."

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.registry import MIXERS, BrokenCodeError, broken_code, files_of
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.errors import BrokenCodeError, Refusal
+from mixers.core.registry import MIXERS, broken_code, files_of
 
 _IMAGES: Final = 2
 _MOST_TOKENS: Final = 400
@@ -47,7 +48,7 @@ _ATTEMPTS: Final = 3
 """With other tokens each time: a router sends nothing to some of its experts by chance."""
 
 
-class NonconformingMixer(ValueError):  # noqa: N818 - it says what the mixer is
+class NonconformingMixer(Refusal):
     """A mixer fails a check: the message says which mixer, which check, what and why."""
 
 

@@ -17,15 +17,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mixers.base import TokenGrid, TokenMixer
-from mixers.catalog import described, nearest, plugin_path, source_digest
-from mixers.plan import PLAN, SCHEDULES, MixerChoice
+from mixers.core.catalog import described, nearest, plugin_path, source_digest
+from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.errors import BrokenCodeError, Refusal, is_out_of_memory
+from mixers.core.plan import PLAN, SCHEDULES, MixerChoice
 
 T = TypeVar("T")
-
-
-class BrokenCodeError(ValueError):
-    """Somebody's own code raised: says whose it is, what it raised and where."""
 
 
 class Registry(Generic[T]):
@@ -58,15 +55,15 @@ class Registry(Generic[T]):
         A class of ``__main__`` may be registered again: a notebook's cell runs twice.
 
         Raises:
-            ValueError: the name is taken, a fact is not declared, or an option has no type.
+            Refusal: the name is taken, a fact is not declared, or an option has no type.
         """
 
         def decorate(cls: type[T]) -> type[T]:
             if name in self._reserved:
-                raise ValueError(f"{name!r} is the name of a plan. Choose another name.")
+                raise Refusal(f"{name!r} is the name of a plan. Choose another name.")
             taken = self._classes.get(name)
             if taken is not None and not _is_redefined(taken, cls):
-                raise ValueError(
+                raise Refusal(
                     f"{self.kind} {name!r} is registered already, by "
                     f"{taken.__module__}.{taken.__qualname__}. Choose another name."
                 )
@@ -81,10 +78,10 @@ class Registry(Generic[T]):
     def _check_class(self, name: str, cls: type[T]) -> None:
         for fact in self._facts:
             if not hasattr(cls, fact):
-                raise ValueError(f"{self.kind} {name!r} does not declare its {fact!r}.")
+                raise Refusal(f"{self.kind} {name!r} does not declare its {fact!r}.")
         for option in _options(cls):
             if option.annotation is inspect.Parameter.empty:
-                raise ValueError(f"{self.kind} {name!r}: option {option.name!r} has no type.")
+                raise Refusal(f"{self.kind} {name!r}: option {option.name!r} has no type.")
 
     def on_register(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with the name of every class that is registered from now on."""
@@ -94,11 +91,11 @@ class Registry(Generic[T]):
         """The class called ``name``.
 
         Raises:
-            ValueError: there is none; the message names the nearest.
+            Refusal: there is none; the message names the nearest.
         """
         self._import_all()
         if name not in self._classes:
-            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._classes)}")
+            raise Refusal(f"unknown {self.kind} {name!r}. {nearest(name, self._classes)}")
         return self._classes[name]
 
     def names(self) -> list[str]:
@@ -106,7 +103,7 @@ class Registry(Generic[T]):
         return sorted(self._classes)
 
     def facts(self, name: str) -> dict[str, Any]:
-        """The class attributes of ``name``, as ``mixers.catalog`` reads them from source."""
+        """The class attributes of ``name``, as ``mixers.core.catalog`` reads them from source."""
         cls = self.get(name)
         return {fact: getattr(cls, fact) for fact in dir(cls) if not fact.startswith("_")}
 
@@ -123,19 +120,19 @@ class Registry(Generic[T]):
         """Build ``name`` from positional facts and its own options.
 
         Raises:
-            ValueError: an unknown or missing name or option, or a value that the class refuses.
+            Refusal: an unknown or missing name or option, or a value that the class refuses.
         """
         cls = self.get(name)
         known = {option.name: option.default for option in _options(cls)}
         for option in options:
             if option not in known:
-                raise ValueError(
+                raise Refusal(
                     f"{self.kind} {name!r} has no option {option!r}. "
                     + (nearest(option, known) if known else "It has none.")
                 )
         for option, default in known.items():
             if default is inspect.Parameter.empty and option not in options:
-                raise ValueError(f"{self.kind} {name!r} has no default for {option!r}: give one.")
+                raise Refusal(f"{self.kind} {name!r} has no default for {option!r}: give one.")
         return cls(*args, **options)
 
     def _import_all(self) -> None:
@@ -160,13 +157,13 @@ class MixerRegistry(Registry[TokenMixer]):
         """Build ``name`` for ``dim`` channels, a grid and heads, with its own options.
 
         Raises:
-            ValueError: an unknown or missing name or option, or a value that the class refuses.
+            Refusal: an unknown or missing name or option, or a value that the class refuses.
             BrokenCodeError: the class raised something else, or is not built as a mixer is.
         """
         try:
             built = super().create(name, *args, **options)
         except (Exception, SystemExit) as error:
-            if _is_ours(error):
+            if isinstance(error, Refusal):
                 raise
             files = files_of(self.get(name))
             raise broken_code(f"mixer {name!r}: its __init__", error, files) from error
@@ -182,13 +179,13 @@ class MixerRegistry(Registry[TokenMixer]):
 
     def _check_class(self, name: str, cls: type[TokenMixer]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, TokenMixer)):
-            raise ValueError(f"mixer {name!r} is no TokenMixer: derive its class from that.")
+            raise Refusal(f"mixer {name!r} is no TokenMixer: derive its class from that.")
         super()._check_class(name, cls)
         parameters = inspect.signature(cls.__init__).parameters.values()
         given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         if len(given) > 4 or (len(given) < 4 and not takes_any):
-            raise ValueError(
+            raise Refusal(
                 f"mixer {name!r}: __init__ takes ({', '.join(p.name for p in given)}) and must "
                 "take (self, dim, grid, num_heads, *, option: type = default, ...)."
             )
@@ -199,7 +196,12 @@ def broken_code(what: str, error: BaseException, files: Collection[str] = ()) ->
 
     Args:
         files: the place is the innermost one in these, if it is in any of them.
+
+    Raises:
+        ``error`` itself, if there was no memory: the code is not to blame.
     """
+    if is_out_of_memory(error):
+        raise error
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f.filename in files), frames[-1])
     said = (str(error).strip().splitlines() or [""])[0]
@@ -212,12 +214,6 @@ def files_of(cls: type) -> set[str]:
     bases = cls.__mro__[: cls.__mro__.index(TokenMixer)]
     methods = [method for base in bases for method in vars(base).values()]
     return {m.__code__.co_filename for m in methods if hasattr(m, "__code__")}
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Is it a refusal of this package, or of one of its mixers, whose text needs no place?"""
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, ValueError) and Path(innermost).parent == Path(__file__).parent
 
 
 def _is_redefined(old: type, new: type) -> bool:
@@ -241,7 +237,7 @@ def create_mixer(
     """Build the mixer ``name`` for ``dim`` channels on ``grid``.
 
     Raises:
-        ValueError: an unknown name or option, or a combination that the mixer refuses.
+        Refusal: an unknown name or option, or a combination that the mixer refuses.
     """
     return MIXERS.create(name, dim, grid, num_heads, **options)
 
@@ -261,7 +257,7 @@ def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> b
         The source that was run, now or before.
 
     Raises:
-        ValueError: there is no such file, it has changed, or a class of it cannot be registered.
+        Refusal: there is no such file, it has changed, or a class of it cannot be registered.
         BrokenCodeError: its code raised something else.
     """
     path = plugin_path(plugin)
@@ -271,7 +267,7 @@ def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> b
     source: bytes = path.read_bytes() if loaded is None else vars(loaded)[_SOURCE]
     if digests is not None and source_digest(source) not in digests:
         since = "since the settings were made" if loaded is None else "since it was loaded"
-        raise ValueError(
+        raise Refusal(
             f"plugin {path} has changed {since}: put back its source (a run keeps a copy in "
             "plugins/), or give the command again."
         )
@@ -289,7 +285,7 @@ def load_plugin(plugin: str | Path, digests: Collection[str] | None = None) -> b
     except BaseException as error:  # a plugin is loaded as a whole or not at all
         del sys.modules[name]
         MIXERS.forget(MIXERS.loaded() - before)
-        if _is_ours(error) or not isinstance(error, Exception | SystemExit):
+        if isinstance(error, Refusal) or not isinstance(error, Exception | SystemExit):
             raise
         raise broken_code(f"plugin {path.name}", error, [str(path)]) from error
     return source

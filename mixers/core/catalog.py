@@ -16,6 +16,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from mixers.core.errors import Refusal
+
+_HOME = Path(__file__).parents[1]
+"""The folder of this package, a file per family."""
+
 MISSING: Any = object()
 """The default of an option that has none."""
 
@@ -54,12 +59,12 @@ def read_file(path: Path, kind: str) -> list[Entry]:
     """The classes of one Python file that are registered as ``kind``.
 
     Raises:
-        ValueError: the file is no Python, or a decorator's name is no string literal.
+        Refusal: the file is no Python, or a decorator's name is no string literal.
     """
     try:
         tree = _parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid Python: {error}") from None
+        raise Refusal(f"{path} is not valid Python: {error}") from None
     return [
         _entry(node, call, kind, path)
         for node in tree.body
@@ -77,13 +82,13 @@ def read_files(paths: Iterable[Path], kind: str) -> dict[str, Entry]:
     """The registered classes of several files, by name, in the order of the files.
 
     Raises:
-        ValueError: two classes have one name.
+        Refusal: two classes have one name.
     """
     found: dict[str, Entry] = {}
     for path in paths:
         for entry in read_file(path, kind):
             if entry.name in found:
-                raise ValueError(
+                raise Refusal(
                     f"{kind} {entry.name!r} is registered twice: in {found[entry.name].path} "
                     f"and in {path}. Rename one of them."
                 )
@@ -101,11 +106,11 @@ def plugin_path(plugin: str | Path) -> Path:
     """The absolute path of a plugin file, links resolved.
 
     Raises:
-        ValueError: there is no such Python file.
+        Refusal: there is no such Python file.
     """
     path = Path(plugin).expanduser().resolve()
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"plugin {plugin} is not a Python file: give the path of a .py file.")
+        raise Refusal(f"plugin {plugin} is not a Python file: give the path of a .py file.")
     return path
 
 
@@ -116,7 +121,7 @@ def source_digest(source: bytes) -> str:
 
 def is_built_in(path: Path) -> bool:
     """Is it a file of this package, and not of a plugin or of another installed package?"""
-    return path.parent == Path(__file__).parent
+    return path.parent == _HOME
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -129,15 +134,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @cache
 def _built_in_files() -> tuple[Path, ...]:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(_HOME.glob("*.py"))
     for point in entry_points(group="mixerbench.mixers"):
         try:
             spec = importlib.util.find_spec(point.module)  # imports the packages around it
         except (Exception, SystemExit) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"{described(point)} cannot be found ({said}). {_MEND}") from None
+            raise Refusal(f"{described(point)} cannot be found ({said}). {_MEND}") from None
         if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-            raise ValueError(f"{described(point)} is not there. {_MEND}")
+            raise Refusal(f"{described(point)} is not there. {_MEND}")
         files.append(Path(spec.origin))
     return tuple(files)
 
@@ -158,7 +163,7 @@ def _last_name(node: ast.expr) -> str:
 def _entry(node: ast.ClassDef, call: ast.Call, kind: str, path: Path) -> Entry:
     name = call.args[0] if call.args else None
     if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
-        raise ValueError(f"{path}:{node.lineno}: @register_{kind} takes the name as a literal.")
+        raise Refusal(f"{path}:{node.lineno}: @register_{kind} takes the name as a literal.")
     doc = ast.get_docstring(node) or ""
     return Entry(
         kind=kind,
@@ -210,7 +215,7 @@ def _literal(default: ast.expr, node: ast.ClassDef, argument: str, path: Path) -
     try:
         return ast.literal_eval(default)
     except ValueError:
-        raise ValueError(
+        raise Refusal(
             f"{path}:{default.lineno}: the default of {node.name}({argument}=...) is no literal: "
             "write the number, string, tuple or None itself."
         ) from None
