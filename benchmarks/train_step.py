@@ -28,9 +28,9 @@ from timm.utils import ModelEmaV3
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
-from mixerbench.data.images import open_images
 from mixerbench.data.loader import ImageBatch
 from mixerbench.data.order import SampleOrder
+from mixerbench.data.source import open_images
 from mixerbench.devices import autocast
 from mixerbench.recipe.loss import create_loss
 from mixerbench.recipe.mixup import create_mixup

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.data.draws import seed_generators
-from mixerbench.data.images import Images, open_images
+from mixerbench.data.images import Images
 from mixerbench.data.loader import train_loader
+from mixerbench.data.source import open_images
 from mixerbench.devices import choose_device
 from mixerbench.models.backbone import without_statistics
 from mixerbench.recipe.augmentation import train_transform

@@ -100,8 +100,8 @@ def evaluate_checkpoint(
     """
     from mixerbench.config.plugins import load_plugins
     from mixerbench.data.corrupt import CorruptImages
-    from mixerbench.data.images import open_images
     from mixerbench.data.loader import eval_loader
+    from mixerbench.data.source import open_images
     from mixerbench.devices import choose_device, weight_dtype
     from mixerbench.training.evaluation import evaluate
 

@@ -14,7 +14,7 @@ from mixerbench.config.compose import compose
 from mixerbench.errors import Refusal, TrainingStopped
 
 if TYPE_CHECKING:
-    from mixerbench.data.pack import Packed
+    from mixerbench.data.packing.job import Packed
 
 _NUMBERS = ("short_side", "quality", "shard_images", "jobs")
 _OWN = ("out", "format", *_NUMBERS)
@@ -44,8 +44,10 @@ def pack_folder(arguments: Sequence[str]) -> str:
     root = Path(data.root).expanduser()
 
     from mixerbench.config.checks import is_packed
-    from mixerbench.data.images import open_images
-    from mixerbench.data.pack import Packing, pack, usable_cores
+    from mixerbench.data.packing.processes import usable_cores
+    from mixerbench.data.packing.settings import Packing
+    from mixerbench.data.packing.writing import pack
+    from mixerbench.data.source import open_images
 
     how = {key: value for key, value in own.items() if key not in ("out", "jobs")}
     packing = Packing(**how)
@@ -73,7 +75,8 @@ def verify_folder(arguments: Sequence[str]) -> str:
     if others:
         raise Refusal(f"pack --verify takes out=FOLDER and jobs=N, not {others[0]!r}.")
 
-    from mixerbench.data.pack import usable_cores, verify
+    from mixerbench.data.packing.processes import usable_cores
+    from mixerbench.data.packing.verifying import verify
 
     out = own["out"]
     with _Bar("MiB", 2**20) as bar:

@@ -5,7 +5,8 @@ from typing import Final
 
 from torch import Tensor
 
-from mixerbench.data.images import Images, UnreadableImageError, printable
+from mixerbench.data.decode import UnreadableImageError, printable
+from mixerbench.data.images import Images
 from mixerbench.errors import Refusal
 
 MAX_UNREADABLE_VAL: Final = 0.01

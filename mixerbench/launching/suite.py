@@ -191,7 +191,7 @@ def fingerprint_of(suite: Suite) -> str:
     Raises:
         Refusal: they are not there, or do not fit the settings.
     """
-    from mixerbench.data.images import open_images
+    from mixerbench.data.source import open_images
 
     protocol = copy.deepcopy(suite.any_run.protocol)
     complete(protocol, open_images(protocol))

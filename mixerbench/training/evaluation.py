@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.data.corrupt import CorruptImages
-from mixerbench.data.images import Images, UnreadableImageError
+from mixerbench.data.decode import UnreadableImageError
+from mixerbench.data.images import Images
 from mixerbench.data.loader import UNREADABLE, EvalBatch
 from mixerbench.devices import autocast
 from mixerbench.errors import Refusal

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from mixerbench.config.schema import Run, Settings
 from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
+from mixerbench.data.decode import UnreadableImageError, printable
 from mixerbench.data.draws import seed_generators
-from mixerbench.data.images import Images, Splits, UnreadableImageError, printable
+from mixerbench.data.images import Images, Splits
 from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype

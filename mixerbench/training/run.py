@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mixerbench.config.checks import check_processes
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
-from mixerbench.data.images import Splits, open_images
+from mixerbench.data.images import Splits
+from mixerbench.data.source import open_images
 from mixerbench.errors import (
     NO_ROOM,
     Preempted,

@@ -17,9 +17,9 @@ from sklearn.datasets import load_sample_images
 from mixerbench import cli
 from mixerbench.commands import pack as pack_command
 from mixerbench.config.compose import compose
-from mixerbench.data import images as images_module
-from mixerbench.data.images import open_images
-from mixerbench.data.shards import open_packed
+from mixerbench.data.packing.opening import open_packed
+from mixerbench.data.source import open_images
+from mixerbench.data.sources import folder as folder_module
 
 Command = Callable[..., Any]
 Refused = Callable[..., str]
@@ -165,13 +165,13 @@ def test_what_is_packed_is_not_packed_again(
 def _in_a_process(arguments: list[str], log: Path) -> None:
     """``mixerbench ARGUMENTS``, with images that take a while."""
     os.setsid()  # a terminal sends Ctrl-C to a whole group
-    decode = images_module.decode
+    decode = folder_module.decode
 
     def slow(*args: Any) -> Any:
         time.sleep(0.05)
         return decode(*args)
 
-    images_module.decode = slow
+    folder_module.decode = slow
     sys.argv = ["mixerbench", *arguments]
     with open(log, "w") as file:
         sys.stdout = sys.stderr = file

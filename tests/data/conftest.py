@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mixerbench.config.schema import Protocol
-from mixerbench.data.images import open_images
+from mixerbench.data.source import open_images
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
-from mixerbench.data.images import Images, UnreadableImageError, open_images
+from mixerbench.data.decode import UnreadableImageError
+from mixerbench.data.images import Images
 from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
+from mixerbench.data.source import open_images
 
 CPU = torch.device("cpu")
 
@@ -81,12 +83,12 @@ def test_a_file_that_cannot_be_opened_is_unreadable(target, reason, tree, decode
     assert reason in reason_of(lambda: decode("flower/link.JPEG"), path)
 
 
-@pytest.mark.parametrize("decoder", ["mixerbench.data.images.decode_jpeg", "PIL.Image.open"])
+@pytest.mark.parametrize("decoder", ["mixerbench.data.decode.decode_jpeg", "PIL.Image.open"])
 def test_want_of_memory_is_no_damage(decoder, tree, decode, monkeypatch):
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mixerbench.data.images.decode_jpeg", lambda data: None)
+    monkeypatch.setattr("mixerbench.data.decode.decode_jpeg", lambda data: None)
     monkeypatch.setattr(decoder, fail)
     with pytest.raises(MemoryError):
         decode("flower/0.JPEG")

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mixerbench.config.schema import Run
-from mixerbench.data.images import open_images
 from mixerbench.data.loader import eval_loader
+from mixerbench.data.source import open_images
 
 
 def names(images) -> list[str]:

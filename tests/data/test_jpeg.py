@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mixerbench.data.images import decode
+from mixerbench.data.decode import decode
 from mixerbench.data.jpeg import decode_jpeg
 
 PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]

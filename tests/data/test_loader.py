@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mixerbench.config.schema import Protocol, Run
-from mixerbench.data.images import open_images
 from mixerbench.data.loader import MAX_WORKERS, _workers, eval_loader, train_loader
 from mixerbench.data.order import Sample, SampleOrder
+from mixerbench.data.source import open_images
 
 CPU = torch.device("cpu")
 

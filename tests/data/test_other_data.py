@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from mixerbench.data.images import Splits, open_images
+from mixerbench.data.images import Splits
+from mixerbench.data.source import open_images
 
 # --- CIFAR ----------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import torch
 
 from mixerbench.config.checks import known_classes
 from mixerbench.config.schema import Protocol, Run, protocol_fingerprint
-from mixerbench.data.images import open_images
 from mixerbench.data.loader import ImageBatch, eval_loader, train_loader
-from mixerbench.data.pack import Packing, pack
+from mixerbench.data.packing.settings import Packing
+from mixerbench.data.packing.writing import pack
+from mixerbench.data.source import open_images
 from mixerbench.training.folder import complete
 
 CPU = torch.device("cpu")

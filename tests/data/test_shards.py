@@ -25,19 +25,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixerbench.config.checks import is_packed
 from mixerbench.config.schema import Data
-from mixerbench.data import pack as packing_module
-from mixerbench.data.images import Images, Splits, UnreadableImageError, open_images
-from mixerbench.data.pack import Packing, pack, verify
-from mixerbench.data.shards import (
-    FILE,
-    JPEG,
-    RAW,
-    PackedImages,
-    file_sha256,
-    open_packed,
-    read_about,
-)
+from mixerbench.data.decode import UnreadableImageError
+from mixerbench.data.images import Images, Splits
+from mixerbench.data.packing import writing as writing_module
+from mixerbench.data.packing.format import FILE, JPEG, RAW, read_about
+from mixerbench.data.packing.opening import open_packed
+from mixerbench.data.packing.reading import PackedImages
+from mixerbench.data.packing.settings import Packing
+from mixerbench.data.packing.verifying import verify
+from mixerbench.data.packing.writing import pack
+from mixerbench.data.source import open_images
 from mixerbench.errors import Refusal, TrainingStopped
+from mixerbench.files import file_sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
@@ -330,7 +329,7 @@ def test_a_pickled_split_reads_the_same(kind, packed, settings_of):
 
 
 def test_more_shards_than_files_may_be_open(packed, settings_of, monkeypatch):
-    monkeypatch.setattr("mixerbench.data.shards._OPEN_SHARDS", 2)
+    monkeypatch.setattr("mixerbench.data.packing.reading._OPEN_SHARDS", 2)
     images = open_packed(packed("files"), settings_of()).train
     before = len(os.listdir("/proc/self/fd"))
     assert len(outcomes(images)) > 3 * SHARD_IMAGES
@@ -638,7 +637,7 @@ def test_a_folder_among_the_images_is_refused(root, refused):
 def test_a_folder_that_another_process_packs_is_refused(tmp_path, refused, monkeypatch):
     from filelock import FileLock
 
-    monkeypatch.setattr(packing_module, "_LOCK_SECONDS", 0)
+    monkeypatch.setattr(writing_module, "_LOCK_SECONDS", 0)
     with FileLock(tmp_path / ".lock"):
         assert "another process" in refused(tmp_path)
 

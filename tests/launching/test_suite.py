@@ -195,7 +195,7 @@ def given_to_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, S
 
 def _leave(suite: Suite, name: str, status: str | None) -> Path:
     """A folder of the run, as one that ended so has left it; None: its process was killed."""
-    from mixerbench.data.images import open_images
+    from mixerbench.data.source import open_images
 
     settings = suite.runs[name]
     complete(settings.protocol, open_images(settings.protocol))

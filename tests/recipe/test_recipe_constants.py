@@ -10,7 +10,7 @@ import timm
 
 from mixerbench.config.compose import config_names
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
-from mixerbench.data.images import open_images
+from mixerbench.data.source import open_images
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import peak_lr
 

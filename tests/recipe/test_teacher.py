@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixerbench.config.schema import Distillation, protocol_fingerprint
-from mixerbench.data.images import open_images
+from mixerbench.data.source import open_images
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.training.folder import complete
 

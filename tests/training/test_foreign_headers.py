@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from mixerbench.commands.eval import evaluate_place
 from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Protocol
-from mixerbench.data import images
-from mixerbench.data.images import Splits, open_images
+from mixerbench.data import source
+from mixerbench.data.images import Splits
+from mixerbench.data.source import open_images
 from mixerbench.errors import Refusal
 from mixerbench.training import checkpoint
 from mixerbench.training.loop import build_model
@@ -120,7 +121,7 @@ def test_a_header_cannot_ask_for_a_download(
         asked.append(protocol.data.download)
         return open_images(protocol)
 
-    monkeypatch.setattr(images, "open_images", opened)
+    monkeypatch.setattr(source, "open_images", opened)
     evaluate_place(written(lambda s: s["protocol"]["data"].update(download=True)), [], False, None)
     assert asked == [False]
 

@@ -290,8 +290,8 @@ def test_the_best_accuracy_outlives_a_resume(
 def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) -> None:
     run = trained("recipe.optimizer.lr=0.05", "recipe.schedule.warmup_epochs=1")
     assert run.curve("val_ema/loss") != run.curve("val/loss")
-    from mixerbench.data.images import open_images
     from mixerbench.data.loader import eval_loader
+    from mixerbench.data.source import open_images
     from mixerbench.training.evaluation import evaluate
 
     settings, device = run.settings, torch.device("cpu")

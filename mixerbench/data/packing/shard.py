@@ -1,0 +1,105 @@
+"""Writing one shard."""
+
+import errno
+import io
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from mixerbench.data.decode import UnreadableImageError
+from mixerbench.data.packing.format import ABOUT, FILE, JPEG, RAW, SHARD_SCHEMA, UNREADABLE
+from mixerbench.data.packing.job import PackingJob, Shard
+from mixerbench.data.packing.settings import SUBSAMPLING
+from mixerbench.files import hashed_file
+
+_BATCH_ROWS = 64  # of a record batch: what a reader of Arrow files finds at once
+_BATCH_BYTES = 2**24  # ... unless its images are large: what a process has in memory
+
+
+def write_shard(job: PackingJob, shard: Shard, tick: Callable[[int], None]) -> dict[str, Any]:
+    """Write it; returns its entry in the journal.
+
+    Args:
+        tick: called for each image, with how many are done.
+    """
+    schema = SHARD_SCHEMA.with_metadata({ABOUT: job.metadata(shard)})
+    with hashed_file(job.out / shard.file) as sink, pa.ipc.new_file(sink, schema) as writer:
+        rows: list[tuple[Any, ...]] = []
+        for index in range(shard.first, shard.first + shard.images):
+            tick(index - shard.first)
+            rows.append(_row(job, shard.split, index))
+            if len(rows) == _BATCH_ROWS or sum(len(row[-1]) for row in rows) >= _BATCH_BYTES:
+                writer.write_batch(_batch(rows, schema))
+                rows = []
+        if rows:
+            writer.write_batch(_batch(rows, schema))
+    tick(shard.images)
+    return job.entry(shard, sink.hexdigest())
+
+
+def _batch(rows: Sequence[tuple[Any, ...]], schema: Any) -> Any:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _row(job: PackingJob, split: str, index: int) -> tuple[Any, ...]:
+    """The values of ``SHARD_SCHEMA``."""
+    images = job.images(split)
+    kind, height, width, data = _stored(job, split, index)
+    name, target = os.fsencode(images.name(index)), images.targets[index]
+    return name, target, kind, height, width, zlib.crc32(data), data
+
+
+_OF_THE_FILE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG}
+)
+"""Why one file cannot be opened; all else is a file system that has gone, and may come back."""
+
+
+def _stored(job: PackingJob, split: str, index: int) -> tuple[str, int, int, bytes]:
+    """Kind, height, width and bytes.
+
+    Raises:
+        OSError: the file system has gone: nothing is said of the image.
+    """
+    images, folder = job.images(split), job.root / split
+    path = folder / images.name(index)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE or not folder.is_dir():
+            raise
+        data = b""
+    try:
+        # All are decoded, and so found out; the reason is then the one that the folder gives.
+        image = Image.fromarray(images.load(index))
+    except UnreadableImageError as error:
+        return UNREADABLE, 0, 0, error.reason.encode()
+    short_side = job.packing.short_side if split == "train" else None
+    if short_side is not None and min(image.size) > short_side:
+        image = image.resize(_resized(image.size, short_side), Image.Resampling.BICUBIC)
+        if job.packing.format == "jpeg":
+            return JPEG, image.height, image.width, _jpeg(image, job.settings["quality"])
+    if split == "train" and job.packing.format == "raw":
+        return RAW, image.height, image.width, image.tobytes()
+    with Image.open(io.BytesIO(data)) as header:
+        return FILE, header.height, header.width, data
+
+
+def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Width and height, rounded as torchvision's Resize does."""
+    width, height = size
+    if width <= height:
+        return short_side, int(short_side * height / width)
+    return int(short_side * width / height), short_side
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=SUBSAMPLING)
+    return buffer.getvalue()
