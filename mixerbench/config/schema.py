@@ -143,6 +143,7 @@ class Recipe:
     batch_norm_momentum: float  # share of a micro-batch in BatchNorm's running statistics
     ema: Ema
     distillation: Distillation
+    position_std: float = 0.02  # ViT's; of learned position embeddings when training begins
 
 
 @dataclass
@@ -178,7 +179,7 @@ UNHASHED = frozenset(
 """Protocol fields that are names, places and tolerances: they do not change a result."""
 
 
-ADDED_LATER = {"data.pixels": "exact", "data.packed": None}
+ADDED_LATER = {"data.pixels": "exact", "data.packed": None, "recipe.position_std": 0.02}
 """Protocol fields that came later, with what held before: left out of the hash where it holds."""
 
 

@@ -1,4 +1,7 @@
-"""The runs of a suite as one table: live on a terminal, a line for each event elsewhere."""
+"""The runs of a suite as one table: live on a terminal, a line for each event elsewhere.
+
+On a terminal the finished runs are ranked below it, as they come in.
+"""
 
 import sys
 import time
@@ -6,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from mixerbench.tracking.journal import Record
 from mixerbench.tracking.keys import Metric
@@ -30,6 +35,7 @@ _SHOWN_FIRST = (RUNNING, RESUMED, FAILED, BROKEN, IN_USE, WAITING, FINISHED)
 """What a terminal with too few lines keeps."""
 
 _LINES_BESIDE_ROWS = 4  # header, counts, what is left out, and the prompt
+_BAR_WIDTH = 20  # columns
 
 
 @dataclass
@@ -39,7 +45,7 @@ class _Row:
     starts: int = 0
     step: int = 0
     total: int | None = None
-    loss: float | None = None
+    epoch: float = 0.0
     top1: float | None = None
     seconds: float | None = None  # of training, once it is finished
     known_until: int = -1  # time of the newest record of an earlier process
@@ -56,22 +62,27 @@ class _Row:
             self.state = ended.get(record["status"], FAILED)
         elif kind == "metrics":
             if Metric.TRAIN_LOSS in values:
-                self.step, self.loss = record["step"], values[Metric.TRAIN_LOSS]
+                self.step = record["step"]
+                self.epoch = values.get(Metric.EPOCH, self.epoch)
                 self.began = self.began or (record["time"] / 1000, record["step"])
             for key in (Metric.VAL_TOP1, Metric.FINAL_TOP1):
                 self.top1 = values.get(key, self.top1)
             self.seconds = values.get(Metric.TRAINING_SECONDS, self.seconds)
 
-    def cells(self) -> tuple[str, ...]:
-        total = "?" if self.total is None else self.total
+    def cells(self) -> tuple[RenderableType, ...]:
         return (
             escape(self.name),
             f"[{_STYLES[self.state]}]{self.state}[/]",
-            f"{self.step}/{total}" if self.starts else "-",
-            "-" if self.loss is None else f"{self.loss:.3f}",
+            ProgressBar(self.total or 1, self.step, width=_BAR_WIDTH),
+            self._epoch(),
             "-" if self.top1 is None else f"{self.top1:.2f} %",
             self._time(),
         )
+
+    def _epoch(self) -> str:
+        if not self.step or self.total is None or not self.epoch:
+            return "-"
+        return f"{self.epoch:.0f}/{self.epoch * self.total / self.step:.0f}"
 
     def _time(self) -> str:
         if self.state == FINISHED and self.seconds is not None:
@@ -157,15 +168,27 @@ class SuiteTable:
             left_out = len(rows) - len(kept)
             rows = [row for row in rows if row.name in kept]
         said = ", ".join(f"{counts[state]} {state}" for state in _STYLES if counts[state])
-        caption = f"{len(self._rows)} runs: {said}" + (f"; {left_out} not shown" * bool(left_out))
-        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-        for header in ("run", "state"):
+        counted = f"{len(self._rows)} runs: {said}" + (f"; {left_out} not shown" * bool(left_out))
+        table = Table(box=None, pad_edge=False)
+        for header in ("run", "state", ""):
             table.add_column(header, no_wrap=True)
-        for header in ("step", "loss", "top-1", "time"):
+        for header in ("epoch", "top-1", "time"):
             table.add_column(header, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row.cells())
-        return table
+        ranked = self._ranking()
+        if self._fits is None or len(rows) + len(ranked) + 1 > self._fits:
+            ranked = []
+        return Group(table, Text(counted, style="dim italic"), *ranked)
+
+    def _ranking(self) -> list[Text]:
+        """The finished runs, best first: what is known of the board before it is judged."""
+        finished = [row for row in self._rows.values() if row.state == FINISHED and row.top1]
+        finished.sort(key=lambda row: -(row.top1 or 0.0))
+        return [
+            Text(f"{place:>3}. {row.name}  {row.top1:.2f} %")
+            for place, row in enumerate(finished, 1)
+        ]
 
     def _say(self, line: str) -> None:
         if self._lines:

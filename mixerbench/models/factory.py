@@ -15,6 +15,7 @@ from mixerbench.config.sizes import (
     token_grid,
 )
 from mixerbench.models.backbone import Backbone
+from mixerbench.models.positions import STD, PositionEmbedding
 from mixerbench.models.registry import BACKBONES, STEMS
 from mixers import MIXERS, TokenGrid
 from mixers.core.catalog import nearest
@@ -41,6 +42,7 @@ def create_model(
     drop_path_schedule: str = "linear",
     dropout: float = 0.0,
     layer_scale: float | None = None,
+    position_std: float = STD,
     **backbone_options: Any,
 ) -> Backbone:
     """Build a model: ``create_model(mixer="patch_ff", size="base")``.
@@ -56,6 +58,7 @@ def create_model(
         stem, backbone: a name, or ``{"name": ..., option: ...}``; "patch" and "vit".
         patch_size: pixels a side of one token of an isotropic model; staged backbones start
             four times finer. A stem's own ``patch_size`` is taken as it is.
+        position_std: standard deviation of learned position embeddings when training begins.
         backbone_options: options of the backbone, such as ``pool="token"``.
 
     Raises:
@@ -76,7 +79,7 @@ def create_model(
     height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
     grid = TokenGrid(*token_grid(height_width, stem_options["patch_size"]))
     width = numbers.dims[0] if isinstance(numbers, StagedSize) else numbers.dim
-    return BACKBONES.create(
+    model = BACKBONES.create(
         backbone_name,
         STEMS.create(stem_name, in_chans, width, **stem_options),
         grid,
@@ -86,6 +89,10 @@ def create_model(
         Regularization(drop_path, drop_path_schedule, dropout, layer_scale),
         **(options | backbone_options),
     )
+    for module in model.modules():
+        if isinstance(module, PositionEmbedding):
+            module.rescale(position_std)
+    return model
 
 
 def _name_and_options(kind: str, part: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

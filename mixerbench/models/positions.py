@@ -10,6 +10,7 @@ from mixers import TokenGrid
 from mixers.core.errors import Refusal
 
 RESIZES = ("bicubic", "bilinear")
+STD = 0.02  # ViT's; of a truncated normal distribution
 
 
 class PositionEmbedding(nn.Module):
@@ -39,7 +40,12 @@ class PositionEmbedding(nn.Module):
         self.grid = TokenGrid(rows, columns, grid.prefix)
         self.resize = resize
         self.table = nn.Parameter(torch.empty(1, self.grid.tokens, dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        nn.init.trunc_normal_(self.table, std=STD)
+
+    def rescale(self, std: float) -> None:
+        """Give the freshly drawn table another standard deviation; no new numbers are drawn."""
+        with torch.no_grad():
+            self.table.mul_(std / STD)
 
     @staticmethod
     def _size(table: Sequence[int]) -> Sequence[int]:

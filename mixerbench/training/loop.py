@@ -72,6 +72,7 @@ def build_model(settings: Settings, num_classes: int) -> nn.Module:
         drop_path_schedule=regularization.drop_path_schedule,
         dropout=regularization.dropout,
         layer_scale=regularization.layer_scale,
+        position_std=protocol.recipe.position_std,
     )
     if settings.run.grad_checkpointing:
         built.set_grad_checkpointing()
