@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leaderboard import explain, render
-    from leaderboard.board import Board, Column, Entry, boards
+    from leaderboard.board import Board, Entry, boards
+    from leaderboard.ranking.columns import Column
     from leaderboard.runs import Measurement, Reading, Run
     from leaderboard.source import Source, open_source, read_runs
 
@@ -24,7 +25,7 @@ _PLACES = {
     "render": "leaderboard.render",
     "boards": "leaderboard.board.boards",
     "Board": "leaderboard.board.Board",
-    "Column": "leaderboard.board.Column",
+    "Column": "leaderboard.ranking.columns.Column",
     "Entry": "leaderboard.board.Entry",
     "open_source": "leaderboard.source.open_source",
     "read_runs": "leaderboard.source.read_runs",

@@ -15,6 +15,7 @@ from leaderboard.predictions import MissingError, Predictions, Reader
 from leaderboard.runs import Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
+from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import Metric
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _rank_ranges(
 
 
 def _top1(runs: Sequence[Run]) -> list[float]:
-    return [run.metrics[Metric.FINAL_TOP1] for run in runs]
+    return [run.metrics[HEADLINE.key] for run in runs]
 
 
 def _interval(runs: Sequence[Run]) -> Interval | None:

@@ -12,10 +12,12 @@ from leaderboard import marks
 from leaderboard.analysis import NOTHING, Analysis, analyse
 from leaderboard.bundle import PLACES
 from leaderboard.pareto import front
+from leaderboard.ranking.columns import COLUMNS, Column
 from leaderboard.runs import Measurement, Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
 from mixerbench.config.match import TOLERANCE, read_target
+from mixerbench.tracking.figures import BY_KEY, HEADLINE, MEASURED
 from mixerbench.tracking.keys import Metric
 from mixers.core.errors import Refusal
 
@@ -23,79 +25,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FILTERS = ("mixer", "size", "backbone", "stem", "protocol", "params", "flops")
-
-
-class Column(NamedTuple):
-    name: str  # in `sort`, JSON and data frames
-    header: str
-    key: str  # a metric, or an attribute of Entry
-    format: str  # how a number is shown
-    high_first: bool = False
-    meaning: str = ""  # in a sentence, for those who ask
-
-    @property
-    def is_metric(self) -> bool:
-        return "/" in self.key
-
-    @property
-    def in_tables(self) -> bool:
-        """Else in CSV, JSON and data frames only, where a person need not read it."""
-        return self.name not in ("rank", "top1_low", "top1_high", "top1_std")
-
-
-# fmt: off
-COLUMNS = (
-    #      name                 header                   key                       format   order
-    Column("rank",              "rank by mean",          "rank",                   "d",
-           meaning="by mean top-1 among all entries of the protocol, chance or not"),
-    Column("ranks",             "rank",                  "ranks",                  "s",
-           meaning="range of ranks: 1 + entries that are better beyond chance, to all but those "
-                   "that are worse beyond chance (paired tests, corrected by Holm); "
-                   "?: not tested against all others"),
-    Column("model",             "model",                 "label",                  "s"),
-    Column("mixer",             "mixer",                 "mixer",                  "s"),
-    Column("size",              "size",                  "size",                   "s"),
-    Column("backbone",          "backbone",              "backbone",               "s"),
-    Column("stem",              "stem",                  "stem",                   "s"),
-    Column("top1",              "top-1 (%)",             Metric.FINAL_TOP1,        ".2f",   True,
-           meaning="accuracy on the validation images, weights of the last epoch, mean over seeds"),
-    Column("interval",          "95 % interval",         "interval_text",          "s",
-           meaning="of top-1: Student's t over seeds; of a single seed Wilson's over images"),
-    Column("top1_low",          "top-1 low (%)",         "top1_low",               ".2f",   True),
-    Column("top1_high",         "top-1 high (%)",        "top1_high",              ".2f",   True),
-    Column("top1_std",          "± std (seeds)",         "top1_std",               ".2f"),
-    Column("top5",              "top-5 (%)",             Metric.FINAL_TOP5,        ".2f",   True),
-    Column("ema_top1",          "EMA top-1 (%)",         Metric.FINAL_EMA_TOP1,    ".2f",   True,
-           meaning="top-1 of the exponential moving average of the weights"),
-    Column("calibration_error", "ECE (%)",               "calibration_error",      ".2f",
-           meaning="expected calibration error in 15 bins: mean gap of confidence and accuracy"),
-    Column("unreadable",        "unreadable images",     "unreadable",              "d",
-           meaning="of the validation images, all seeds together: left out of the accuracies"),
-    Column("parameters",        "parameters",            Metric.PARAMETERS,        ",.0f"),
-    Column("gmacs",             "GMACs (multiply-adds)", Metric.GMACS,             ".3f",
-           meaning="10⁹ multiply-adds of one image's forward pass; papers call them GFLOPs"),
-    Column("images_per_second", "inference (images/s)",  Metric.IMAGES_PER_SECOND, ",.1f",  True,
-           meaning="forward passes in batches, median"),
-    Column("latency_ms",        "latency (ms)",          Metric.LATENCY_MS,        ".2f",
-           meaning="forward pass of one image, median"),
-    Column("memory_mib",        "training memory (MiB)", Metric.MEMORY_MIB,        ",.0f",
-           meaning="peak of one training step, weights included"),
-    Column("joules_per_image",  "energy (J/image)",      Metric.JOULES_PER_IMAGE,  ".4f",
-           meaning="of a forward pass, where the hardware reports it"),
-    Column("training_seconds",  "training time (s)",     Metric.TRAINING_SECONDS,  ",.0f",
-           meaning="validation and measuring not included"),
-    Column("seeds",             "seeds",                 "seeds",                  "d",     True),
-    Column("mixed",             "seeds differ in",       "mixed",                  "s",
-           meaning="versions or code that not all runs of the entry share"),
-    Column("versions",          "versions",              "versions",               "s",
-           meaning="of what a result can depend on, as the runs recorded them"),
-)
-# fmt: on
-
-MEASURED = (
-    *(Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS, Metric.MEMORY_MIB, Metric.JOULES_PER_IMAGE),
-)
-"""Depends on the machine: shown for one hardware at a time, never averaged over several."""
 
 
 class Summary(NamedTuple):
@@ -178,7 +107,7 @@ class Entry:
 
     @property
     def top1_std(self) -> float | None:
-        top1 = self.summary(Metric.FINAL_TOP1)
+        top1 = self.summary(HEADLINE.key)
         return top1.std if top1 else None
 
     @property
@@ -200,9 +129,9 @@ class Entry:
         return self.efficiencies.get(self.hardware)
 
     def summary(self, metric: str) -> Summary | None:
-        """Over seeds; of training time over the runs on one machine."""
+        """Over seeds; of what depends on the machine, over the runs on the board's."""
         runs = self.runs
-        if metric == Metric.TRAINING_SECONDS:
+        if metric in BY_KEY and BY_KEY[metric].per_machine:
             runs = tuple(run for run in runs if run.hardware == self.machine)
         values = {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
         if not values:
@@ -212,17 +141,17 @@ class Entry:
 
     def value(self, column: Column) -> str | float | None:
         """The cell: of a metric the mean over seeds, of a measurement that on the hardware."""
-        if column.key in MEASURED:
+        if column.figure is None:
+            value: str | float | None = getattr(self, column.key)
+            return value
+        if column.figure.is_measured:
             return self.efficiency.metrics.get(column.key) if self.efficiency else None
-        if column.is_metric:
-            summary = self.summary(column.key)
-            return summary.mean if summary else None
-        value: str | float | None = getattr(self, column.key)
-        return value
+        summary = self.summary(column.key)
+        return summary.mean if summary else None
 
     def interval(self, column: Column) -> Interval | None:
         """How sure the number is; None where nothing is known of it."""
-        if column.key == Metric.FINAL_TOP1:
+        if column.figure is HEADLINE:
             return self.top1_interval
         if column.key in MEASURED and self.efficiency:
             return self.efficiency.interval(column.key)
@@ -286,7 +215,7 @@ class Board:
                 found[run.model_fingerprint, run.seed].append(run)
         return tuple(newest(runs) for runs in found.values())
 
-    def front(self, cost: str, gain: str = "top1") -> tuple[Entry, ...]:
+    def front(self, cost: str, gain: str = HEADLINE.name) -> tuple[Entry, ...]:
         """The entries shown that no other beats in both columns, the best cost first.
 
         Refusal: no such column.
@@ -344,7 +273,7 @@ def boards(
     measurements: Iterable[Measurement] = (),
     *,
     filters: Sequence[str] = (),
-    sort: str = "top1",
+    sort: str = HEADLINE.name,
     hardware: str = "",
     source: Source | None = None,
 ) -> tuple[Board, ...]:
@@ -426,7 +355,7 @@ def _board(runs: list[Run], measurements: Mapping[tuple[str, str], Sequence[Meas
         for (model, _), seeds in groups.items()
     ]
     labels = Counter(entry.label for entry in entries)
-    top1 = [fmean(run.metrics[Metric.FINAL_TOP1] for run in entry.runs) for entry in entries]
+    top1 = [fmean(run.metrics[HEADLINE.key] for run in entry.runs) for entry in entries]
     ordered = sorted(top1, reverse=True)
     first_place = {value: place for place, value in reversed([*enumerate(ordered, start=1)])}
     everyone = tuple(

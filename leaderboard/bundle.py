@@ -58,6 +58,7 @@ from leaderboard.tables import (
 from leaderboard.text import plain
 from mixerbench.config.schema import Run as RunSettings
 from mixerbench.config.schema import flatten
+from mixerbench.tracking.figures import TOLERANCE
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Param, Prediction, Tag
 from mixers.core.errors import Refusal
 
@@ -385,14 +386,14 @@ def _prediction_problems(
     if min(target.min(), top1.min()) < 0 or max(target.max(), top1.max()) >= classes:
         yield f"its predictions name a class beyond its {classes}"
     for values in (confidence, probability):
-        if not np.all((values >= 0) & (values <= 1 + claims.TOLERANCE)):  # false for NaN
+        if not np.all((values >= 0) & (values <= 1 + TOLERANCE)):  # false for NaN
             yield "its predictions have a probability that is not within 0 and 1"
-    if np.any(probability > confidence + claims.TOLERANCE):
+    if np.any(probability > confidence + TOLERANCE):
         yield "its predictions have a class that is more probable than the predicted one"
-    if np.any(correct & (np.abs(confidence - probability) > claims.TOLERANCE)):
+    if np.any(correct & (np.abs(confidence - probability) > TOLERANCE)):
         yield "its predictions give two probabilities to one class"
     # Among six equal classes, of a model that learned nothing, the predicted one may be the sixth.
-    if np.any(correct & ~in_top5 & (confidence > 1 / 6 + claims.TOLERANCE)):
+    if np.any(correct & ~in_top5 & (confidence > 1 / 6 + TOLERANCE)):
         yield "its predictions have a predicted class that is not among the first five"
 
 

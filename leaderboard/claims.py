@@ -7,7 +7,6 @@ run was trained at all: docs/sharing.md says what is left to trust.
 
 import ast
 import hashlib
-import math
 import re
 import time
 import typing
@@ -17,6 +16,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerbench.config import schema
+from mixerbench.tracking.figures import (
+    BY_KEY,
+    COUNT,
+    COUNT_OR_NONE,
+    FIGURES,
+    MEASURED,
+    PERCENT,
+    TOLERANCE,
+    ZERO_OR_MORE,
+    Bound,
+)
 from mixerbench.tracking.keys import Metric, Param, Prediction, Tag
 from mixers.core.errors import Refusal
 from mixers.core.plan import plan_name
@@ -28,7 +38,6 @@ if TYPE_CHECKING:
 LONGEST: Mapping[str, int] = {"tag": 8000, "parameter": 6000, "experiment": 500, "name": 250}
 """Characters that MLflow takes. What is as long may have been cut off."""
 
-TOLERANCE = 1e-6  # of a percentage or a probability that is computed anew
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _SEED = re.compile(r"0|[1-9][0-9]{0,9}")
 EARLIEST_MS = 1_577_836_800_000  # the year 2020: before there was a mixerbench
@@ -45,63 +54,27 @@ class Problem(NamedTuple):
 # --- numbers --------------------------------------------------------------------------------
 
 
-class Bound(NamedTuple):
-    words: str
-    low: float = 0.0
-    high: float = math.inf
-    above: bool = False  # is low itself too low?
-    whole: bool = False
-
-    def fits(self, value: float) -> bool:
-        """False for NaN."""
-        is_in = self.low < value if self.above else self.low <= value
-        return is_in and value <= self.high and (not self.whole or value == int(value))
-
-
-_PERCENT = Bound("0 to 100", high=100 + TOLERANCE)
-_ABOVE_ZERO = Bound("numbers above 0", above=True)
-_ZERO_OR_MORE = Bound("0 or more")
-_COUNT = Bound("whole numbers from 1", low=1, whole=True)
-_COUNT_OR_NONE = Bound("whole numbers from 0", whole=True)
-
-_MEASURED = (
-    *(Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS, Metric.MEMORY_MIB, Metric.JOULES_PER_IMAGE),
-)
 BOUNDS: Mapping[str, Bound] = {
-    Metric.FINAL_TOP1: _PERCENT,
-    Metric.FINAL_TOP5: _PERCENT,
-    Metric.FINAL_EMA_TOP1: _PERCENT,
-    Metric.FINAL_EMA_TOP5: _PERCENT,
-    Metric.BEST_TOP1: _PERCENT,
-    Metric.VAL_TOP1: _PERCENT,
-    Metric.VAL_TOP5: _PERCENT,
-    Metric.EMA_TOP1: _PERCENT,
-    Metric.EMA_TOP5: _PERCENT,
-    Metric.FINAL_LOSS: _ZERO_OR_MORE,
-    Metric.EPOCH: _ZERO_OR_MORE,
-    Metric.MFU: _ZERO_OR_MORE,
-    Metric.TRAINING_SECONDS: _ZERO_OR_MORE,
-    Metric.IMAGES_SEEN: _COUNT,
-    Metric.VAL_IMAGES: _COUNT,
-    Metric.UNREADABLE_VAL_IMAGES: _COUNT_OR_NONE,
-    Metric.CORRUPT_IMAGES: _COUNT_OR_NONE,
-    Metric.PARAMETERS: _COUNT,
-    Metric.GMACS: _ABOVE_ZERO,
-    Metric.MEASURE_BATCH_SIZE: _COUNT,
+    **{figure.key: figure.bound for figure in FIGURES},
     **{
-        name + quartile: _ABOVE_ZERO
-        for name in _MEASURED
-        for quartile in ("", Metric.LOWER_QUARTILE, Metric.UPPER_QUARTILE)
+        key + quartile: BY_KEY[key].bound
+        for key in MEASURED
+        for quartile in (Metric.LOWER_QUARTILE, Metric.UPPER_QUARTILE)
     },
+    **dict.fromkeys((Metric.FINAL_EMA_TOP5, Metric.BEST_TOP1), PERCENT),
+    **dict.fromkeys((Metric.VAL_TOP1, Metric.VAL_TOP5, Metric.EMA_TOP1, Metric.EMA_TOP5), PERCENT),
+    **dict.fromkeys((Metric.FINAL_LOSS, Metric.EPOCH, Metric.MFU), ZERO_OR_MORE),
+    **dict.fromkeys((Metric.IMAGES_SEEN, Metric.VAL_IMAGES, Metric.MEASURE_BATCH_SIZE), COUNT),
+    **dict.fromkeys((Metric.UNREADABLE_VAL_IMAGES, Metric.CORRUPT_IMAGES), COUNT_OR_NONE),
 }
-"""What a metric can be. Others are not shown, or say nothing of a result."""
+"""What a metric can be: of figures, and of what else is known. Others are not shown."""
 
 _IN_ORDER = (
     (Metric.FINAL_TOP1, Metric.FINAL_TOP5),
     (Metric.FINAL_EMA_TOP1, Metric.FINAL_EMA_TOP5),
     *(
         (name + low, name + high)
-        for name in _MEASURED
+        for name in MEASURED
         for low, high in (
             ("", Metric.UPPER_QUARTILE),
             (Metric.LOWER_QUARTILE, ""),

@@ -11,9 +11,11 @@ from textwrap import fill
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from leaderboard.board import COLUMNS, MEASURED, Board, Column, Entry, nearest
+from leaderboard.board import Board, Entry, nearest
+from leaderboard.ranking.columns import COLUMNS, Column
 from leaderboard.runs import skipped_line
 from leaderboard.text import plain
+from mixerbench.tracking.figures import MEASURED
 from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
@@ -23,13 +25,10 @@ FORMATS = ("terminal", "csv", "json", "markdown")
 NO_SKIPPED: Mapping[str, int] = MappingProxyType({})
 NO_REFUSED: Mapping[str, str] = MappingProxyType({})
 
-# Left out in this order where a terminal is too narrow; the model's label repeats some of them.
-HIDE_FIRST = (
-    "versions",
-    *("latency_ms", "backbone", "mixer", "size", "stem", "top5", "training_seconds"),
-    *("joules_per_image", "memory_mib", "calibration_error", "ema_top1", "gmacs"),
-    "images_per_second",
+_HIDE_FIRST = sorted(
+    (column for column in COLUMNS if column.priority is not None), key=lambda c: c.priority or 0
 )
+"""Left out in this order where a terminal is too narrow."""
 
 
 def render(
@@ -76,12 +75,13 @@ def terminal(
     unlimited = console.options.update(width=9999)
     for board in boards:
         columns, hidden = _columns(board), []
-        for name in HIDE_FIRST:
+        for narrow in _HIDE_FIRST:
             table = _table(board, columns)
             if console.measure(table, options=unlimited).maximum <= width:
                 break
-            hidden += [column.header for column in columns if column.name == name]
-            columns = [column for column in columns if column.name != name]
+            if narrow in columns:
+                hidden.append(narrow.header)
+                columns.remove(narrow)
         size = f"models: {len(board.entries)}, runs: {sum(e.seeds for e in board.entries)}"
         console.print(Text.assemble((plain(board.title), "bold"), f" · {size}"))
         console.print(_table(board, columns))
@@ -165,6 +165,16 @@ def markdown(boards: Sequence[Board], skipped: Mapping[str, int] = NO_SKIPPED) -
     return "\n".join(lines).strip("\n") + "\n"
 
 
+def glossary() -> str:
+    """What the columns mean, as a table in GitHub's form; `docs/leaderboard.md` holds it."""
+    rows = [_row(("column", "`--sort`", "better", "meaning")), _row(["---"] * 4)]
+    for column in COLUMNS:
+        if column.meaning:
+            better = column.figure.better if column.figure else ""
+            rows.append(_row((column.header, f"`{column.name}`", better, column.meaning)))
+    return "\n".join(rows) + "\n"
+
+
 def _table(board: Board, columns: Sequence[Column]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
@@ -211,7 +221,7 @@ def _json_entry(entry: Entry) -> dict[str, object]:
             low, high = entry.interval(column) or (None, None)
             median = {"median": entry.value(column)}
             values[column.name] = median | {"lower_quartile": low, "upper_quartile": high}
-        elif column.is_metric and (summary := entry.summary(column.key)):
+        elif column.figure and (summary := entry.summary(column.key)):
             values[column.name] = summary._asdict()
     return values | {
         "key": entry.key,

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from leaderboard import claims
+from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import LEADERBOARD, MEASUREMENT, SCHEMA_VERSION, Metric, Tag
 
 INFINITY = 1.797e308  # as MLflow stores it
@@ -256,8 +257,8 @@ def _reason_to_skip(state: State, experiments: Mapping[str, str]) -> str:
     needed = MEASUREMENT_TAGS if is_measurement else TAGS
     if missing := [tag for tag in needed.values() if not tags.get(tag)]:
         return f"without tag {missing[0]}"
-    if not is_measurement and not _is_finite(state["metrics"].get(Metric.FINAL_TOP1, math.nan)):
-        return f"without {Metric.FINAL_TOP1}"
+    if not is_measurement and not _is_finite(state["metrics"].get(HEADLINE.key, math.nan)):
+        return f"without {HEADLINE.key}"
     return ""
 
 

@@ -99,7 +99,8 @@ def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config
         *("mixers.core.plan", "mixers.core.errors"),
         "mixerbench.config.repeat",  # a page's command must compose to what was trained
     )
-    allowed = ("mixerbench.tracking.keys", "mixerbench.tracking.passwords", *plain)
+    names = (f"mixerbench.tracking.{name}" for name in ("keys", "figures", "passwords"))
+    allowed = (*names, *plain)
     for module in _modules("leaderboard"):
         for name, node in _imports(module):
             if _within(name, ("mixerbench", "mixers")):
@@ -118,6 +119,8 @@ def test_hydra_is_imported_in_one_file() -> None:
 
 def test_keys_and_errors_import_nothing_of_the_project() -> None:
     assert _offenders(_modules("mixerbench.tracking.keys", "mixers.core.errors"), OWN) == []
+    figures = {name for name, _ in _imports("mixerbench.tracking.figures") if _within(name, OWN)}
+    assert figures == {"mixerbench.tracking.keys.Metric"}
     errors = {name for name, _ in _imports("mixerbench.errors") if _within(name, OWN)}
     assert all(_within(name, ("mixers.core.errors",)) for name in errors)
 

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard import render
-from leaderboard.board import COLUMNS, Board, Column, Entry
+from leaderboard.board import Board, Entry
 from leaderboard.families import Family
+from leaderboard.ranking.columns import COLUMNS, Column
 from leaderboard.repeat import command_of
 from leaderboard.runs import Run
 from leaderboard.site import data
 from leaderboard.source import Source
 from leaderboard.text import plain
+from mixerbench.tracking.figures import FIGURES, HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
 from mixers.core.errors import Refusal
 
@@ -161,8 +163,14 @@ class _Writer:
             "class_names": data.class_names(details),
         }
         columns = [column for column in board.columns if column.in_tables]
-        page = self.board_pages[board.fingerprint]
-        self._page(page, "board.html", title=data.name(board.protocol), columns=columns, **common)
+        self._page(
+            self.board_pages[board.fingerprint],
+            "board.html",
+            title=data.name(board.protocol),
+            columns=columns,
+            counted=[figure for figure in FIGURES if figure.is_cost and not figure.per_machine],
+            **common,
+        )
         self._page(
             compare_page,
             "compare.html",
@@ -242,6 +250,7 @@ class _Writer:
             source=self.source.name,
             run_link=self._run_link,
             command_of=command_of,
+            HEADLINE=HEADLINE,
             Hardest=Hardest,
             Tag=Tag,
             **values,

@@ -12,14 +12,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from leaderboard.board import Board, Column, Entry, newest
+from leaderboard.board import Board, Entry, newest
 from leaderboard.predictions import read_predictions
+from leaderboard.ranking.columns import COLUMNS, Column
 from leaderboard.render import cell
 from leaderboard.runs import Curves, Run
 from leaderboard.site.answers import Answers, answers_of
 from leaderboard.site.numbers import short, shorts
 from leaderboard.source import Source, read_artifact
 from leaderboard.text import plain
+from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
 from mixers.core.errors import Refusal
 
@@ -121,6 +123,9 @@ def board_data(
         "protocol": name(board.protocol),
         "fingerprint": board.fingerprint,
         "columns": [_column(column) for column in numeric],
+        "headline": HEADLINE.name,
+        "headlineHeader": HEADLINE.header,
+        "hiddenAtFirst": [column.name for column in COLUMNS if not column.shown_at_first],
         "curves": {key: label for key, (_, label) in CURVES.items()},
         "curveAxes": CURVE_AXES,
         "imagesPerEpoch": images_per_epoch(board.entries, details),
@@ -320,4 +325,7 @@ def _column(column: Column) -> dict[str, Any]:
         "header": column.header,
         "highFirst": column.high_first,
         "meaning": column.meaning,
+        "isCost": column.is_cost,
+        "isAxis": column.name not in ("rank", "seeds"),
+        "inTables": column.in_tables,
     }

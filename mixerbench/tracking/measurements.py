@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mixerbench.tracking.figures import FIGURES, MEASURED_BY_ITSELF
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
 from mixerbench.tracking.store import Store
 
@@ -31,23 +32,20 @@ _SAME = (
 
 
 def measured(measures: "Measures") -> dict[str, float]:
-    """What is logged of a measurement, as metrics."""
-    spreads = {
-        Metric.IMAGES_PER_SECOND: measures.images_per_second,
-        Metric.LATENCY_MS: measures.latency_ms,
-    }
-    metrics = {
-        Metric.PARAMETERS: float(measures.parameters),
-        Metric.GMACS: measures.gmacs,
-        Metric.MEMORY_MIB: measures.memory_mib,
-        Metric.MEASURE_BATCH_SIZE: float(measures.batch_size),
-    }
-    if measures.joules_per_image is not None:
-        metrics[Metric.JOULES_PER_IMAGE] = measures.joules_per_image
-    for key, spread in spreads.items():
-        metrics[key] = spread.median
-        metrics[key + Metric.LOWER_QUARTILE] = spread.lower_quartile
-        metrics[key + Metric.UPPER_QUARTILE] = spread.upper_quartile
+    """What is logged of a measurement, as metrics: each figure that is measured by itself."""
+    metrics = {Metric.MEASURE_BATCH_SIZE: float(measures.batch_size)}
+    for figure in FIGURES:
+        if not figure.key.startswith(MEASURED_BY_ITSELF):
+            continue
+        value = getattr(measures, figure.name)
+        if value is None:  # no hardware here counts it
+            continue
+        if isinstance(value, int | float):
+            metrics[figure.key] = float(value)
+        else:
+            metrics[figure.key] = value.median
+            metrics[figure.key + Metric.LOWER_QUARTILE] = value.lower_quartile
+            metrics[figure.key + Metric.UPPER_QUARTILE] = value.upper_quartile
     return metrics
 
 

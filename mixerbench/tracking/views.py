@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mixerbench.tracking.figures import FIGURES, HEADLINE
 from mixerbench.tracking.keys import LEADERBOARD as RUN
 from mixerbench.tracking.keys import Artifact, Metric, Tag
 
@@ -55,7 +56,7 @@ _CREATED_MS: Final = {
 }
 
 # Of what is written on an experiment; raised when it changes, so that older ones get it too.
-VERSION: Final = "2"
+VERSION: Final = "3"
 VERSION_TAG: Final = "mixerbench.views"
 NOTE_TAG: Final = "mixerbench.note"  # digest of the description: another one was written by hand
 NOTE: Final = "mlflow.note.content"
@@ -68,22 +69,12 @@ _WORKFLOW: Final = "workflowType=machine_learning"  # else GenAI's side bar
 # The run that holds the published page is a run of the experiment too, but has no mixer.
 _TRAINED: Final = f"attributes.status = 'FINISHED' AND tags.`{Tag.MIXER}` LIKE '%'"
 
-# Pixels that show the whole name in the head of the column.
+# MLflow's kind and name of each column of the table.
 _COLUMNS: Final = (
-    ("attributes", "Run Name", 210),
-    ("metrics", Metric.FINAL_TOP1, 95),
-    ("tags", Tag.MIXER, 130),
-    ("tags", Tag.SIZE, 120),
-    ("tags", Tag.STEM, 125),
-    ("tags", Tag.SEED, 125),
-    ("tags", Tag.PROTOCOL_FINGERPRINT, 225),
-    ("metrics", Metric.FINAL_TOP5, 95),
-    ("metrics", Metric.FINAL_EMA_TOP1, 120),
-    ("metrics", Metric.PARAMETERS, 150),
-    ("metrics", Metric.GMACS, 125),
-    ("metrics", Metric.IMAGES_PER_SECOND, 195),
-    ("metrics", Metric.MEMORY_MIB, 155),
-    ("metrics", Metric.TRAINING_SECONDS, 170),
+    ("attributes", "Run Name"),
+    ("metrics", HEADLINE.key),
+    *(("tags", tag) for tag in (Tag.MIXER, Tag.SIZE, Tag.STEM, Tag.SEED, Tag.PROTOCOL_FINGERPRINT)),
+    *(("metrics", figure.key) for figure in FIGURES if figure is not HEADLINE),
 )
 
 
@@ -145,12 +136,13 @@ def _digest(text: str) -> str:
 def view_link(experiment_id: str, key: str) -> str:
     """Where a saved view opens, relative to the address of any page of the same MLflow server."""
     mode = "TABLE" if key == LEADERBOARD else "CHART"
-    place = f"#/experiments/{experiment_id}/runs"
-    return f"{place}?viewStateShareKey={key}&compareRunsMode={mode}&{_WORKFLOW}"
+    runs = f"#/experiments/{experiment_id}/runs"
+    return f"{runs}?viewStateShareKey={key}&compareRunsMode={mode}&{_WORKFLOW}"
 
 
 def _note(protocol_name: str, description: str, experiment_id: str) -> str:
     links = " · ".join(f"[{text}]({view_link(experiment_id, k)})" for k, text in _LINKS.items())
+    figures = "\n".join(f"- `{f.key}`: {f.title}, {f.meaning}" for f in FIGURES)
     return f"""\
 **{links}** · The page: {_SERVED}
 
@@ -166,14 +158,7 @@ each mixer. The page is the leaderboard itself: ranks as ranges, which models di
 chance, fronts of accuracy and cost. It is served where `mixerbench leaderboard serve` started \
 MLflow, and published by `mixerbench leaderboard publish` in the run "{RUN}" of this experiment.
 
-- `{Metric.FINAL_TOP1}`, `{Metric.FINAL_TOP5}`: accuracy in % of the validation images, weights of \
-the last epoch; the board ranks by `{Metric.FINAL_TOP1}`
-- `{Metric.FINAL_EMA_TOP1}`: the same for the exponential moving average of the weights, in %
-- `{Metric.PARAMETERS}`: number of weights
-- `{Metric.GMACS}`: 10⁹ multiply-adds of one image's forward pass
-- `{Metric.IMAGES_PER_SECOND}`: images per second, forward pass, evaluation mode
-- `{Metric.MEMORY_MIB}`: MiB at the peak of one training step, weights included
-- `{Metric.TRAINING_SECONDS}`: seconds of training, validation and measuring not included
+{figures}
 - `{Tag.HARDWARE}`: the machine; speed, memory and time compare on the same one only
 - `{Tag.SYNTHETIC}` = `true`: random images, the accuracy means nothing
 
@@ -193,11 +178,11 @@ def _saved_view(key: str, state: dict[str, Any]) -> str:
 
 
 def _states() -> dict[str, dict[str, Any]]:
-    columns = [_column(kind, name) for kind, name, _ in _COLUMNS]
-    widths = {_column(kind, name): width for kind, name, width in _COLUMNS}
+    columns = [_column(kind, name) for kind, name in _COLUMNS]
+    widths = {_column(kind, name): _width(name) for kind, name in _COLUMNS}
     board = {
         "searchFilter": _TRAINED,
-        "orderByKey": _column("metrics", Metric.FINAL_TOP1),
+        "orderByKey": _column("metrics", HEADLINE.key),
         "orderByAsc": False,
         "selectedColumns": columns,
         "columnOrder": columns,
@@ -225,6 +210,11 @@ def _charts(view: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _width(name: str) -> int:
+    """Pixels that show the whole name in the head of a column."""
+    return max(95, 45 + round(6.2 * len(name)))
+
+
 def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
@@ -242,9 +232,9 @@ def _card(kind: str, section: str, metric: str) -> dict[str, Any]:
 def _scatter(cost: str) -> dict[str, Any]:
     section = {Metric.GMACS: ACCURACY_GMACS, Metric.IMAGES_PER_SECOND: ACCURACY_SPEED}[cost]
     return {
-        **_card("SCATTER", section, Metric.FINAL_TOP1),
+        **_card("SCATTER", section, HEADLINE.key),
         "xaxis": {"key": cost, "type": "METRIC"},
-        "yaxis": {"key": Metric.FINAL_TOP1, "type": "METRIC"},
+        "yaxis": {"key": HEADLINE.key, "type": "METRIC"},
     }
 
 

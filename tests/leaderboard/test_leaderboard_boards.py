@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from made_runs import DIGITS, LONGER, RANDOM
 
-from leaderboard.board import COLUMNS, Board, Entry, boards
+from leaderboard.board import Board, Entry, boards
+from leaderboard.ranking.columns import COLUMNS
 from leaderboard.runs import Measurement, Reading, Run
 from mixerbench.tracking.keys import Metric
 

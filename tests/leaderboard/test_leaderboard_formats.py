@@ -8,7 +8,8 @@ import pytest
 from made_runs import DIGITS, LONGER, RANDOM
 
 from leaderboard import leaderboard_text, render
-from leaderboard.board import COLUMNS, boards
+from leaderboard.board import boards
+from leaderboard.ranking.columns import COLUMNS
 from leaderboard.runs import Reading
 
 HEADERS = [column.header for column in COLUMNS]

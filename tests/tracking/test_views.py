@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mixerbench.tracking import views
+from mixerbench.tracking.figures import FIGURES
 from mixerbench.tracking.keys import Metric, Tag
 from mixerbench.tracking.store import Store
 from mixerbench.tracking.views import (
@@ -60,7 +61,8 @@ def test_a_view_shows_all_trained_models_by_final_top1(view: str) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_columns_are_logged_keys(view: str) -> None:
     state = _state(view)
-    known = {"metrics": _keys(Metric), "tags": _keys(Tag), "attributes": {"Run Name"}}
+    metrics = _keys(Metric) | {figure.key for figure in FIGURES}
+    known = {"metrics": metrics, "tags": _keys(Tag), "attributes": {"Run Name"}}
     columns = state["selectedColumns"]
     for column in columns:
         kind, _, name = column.partition(".")

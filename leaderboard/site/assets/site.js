@@ -4,10 +4,6 @@
 "use strict";
 (() => {
   const byId = (id) => document.getElementById(id);
-  const COSTS = ["parameters", "gmacs", "images_per_second", "latency_ms", "memory_mib",
-    "joules_per_image", "training_seconds"];
-  const HIDDEN_AT_FIRST = ["size", "backbone", "stem", "top5", "ema_top1", "latency_ms",
-    "joules_per_image", "training_seconds", "versions"];
   const MOST_CURVES = 24; // more lines cannot be told apart
   const MOST_ROWS = 40; // of the plot against a baseline, the best; all are in its table
   const MOST_NAMES = 12; // in a sentence
@@ -230,8 +226,8 @@
     const byFingerprint = new Map(data.entries.map((entry) => [entry.id, entry]));
     const heads = [...byId("board").tHead.rows[0].cells].map((cell) => cell.dataset.name);
     const visible = state.has("cols")
-      ? new Set(state.get("cols").split(".")) : new Set(heads.filter((name) => !HIDDEN_AT_FIRST.includes(name)));
-    const [sortName, direction] = (state.get("sort") ?? "top1.desc").split(".");
+      ? new Set(state.get("cols").split(".")) : new Set(heads.filter((name) => !data.hiddenAtFirst.includes(name)));
+    const [sortName, direction] = (state.get("sort") ?? `${data.headline}.desc`).split(".");
     const picks = new Set((state.get("pick") ?? "").split(".").filter((id) => byFingerprint.has(id)));
 
     DataTable.ext.errMode = "throw";
@@ -273,7 +269,7 @@
       .map((row) => byFingerprint.get(row.dataset.entry));
 
     // Against a baseline
-    const best = [...data.entries].sort((a, b) => b.values.top1 - a.values.top1);
+    const best = [...data.entries].sort((a, b) => b.values[data.headline] - a.values[data.headline]);
     const first = best.find((entry) => entry.mixer === "attention") ?? best[0];
     const baseline = remembered("baseline", () => against(), first.id);
     function against() {
@@ -304,7 +300,7 @@
           array: drawn.map(({ one }) => one.interval[1] - one.difference),
           arrayminus: drawn.map(({ one }) => one.difference - one.interval[0]) },
       }], {
-        xaxis: axis(`top-1 minus that of ${short(base.label)} (percentage points)`, { zerolinecolor: color("--text"), zerolinewidth: 1.5 }),
+        xaxis: axis(`${data.headlineHeader} minus that of ${short(base.label)} (percentage points)`, { zerolinecolor: color("--text"), zerolinewidth: 1.5 }),
         yaxis: axis("", { tickvals: drawn.map((_, i) => i), ticktext: drawn.map(({ entry }) => label(entry)), zeroline: false }),
       }]);
       table("against-table", ["entry", "difference", "95 % interval", "p (images)", "p (seeds)", "p corrected", "verdict"],
@@ -313,12 +309,12 @@
     }
 
     // Pareto
-    const numeric = data.columns.filter((column) => column.name !== "rank" && column.name !== "seeds");
+    const numeric = data.columns.filter((column) => column.isAxis);
     fill(byId("pareto-y"), numeric.map((c) => [c.name, c.header]));
     fill(byId("pareto-x"), numeric.map((c) => [c.name, c.header]));
-    const costs = numeric.map((c) => c.name).filter((name) => COSTS.includes(name));
-    const paretoY = remembered("pareto-y", () => pareto(), "top1");
-    const paretoX = remembered("pareto-x", () => pareto(), costs.includes("gmacs") ? "gmacs" : costs[0] ?? "top1");
+    const costs = numeric.filter((column) => column.isCost).map((column) => column.name);
+    const paretoY = remembered("pareto-y", () => pareto(), data.headline);
+    const paretoX = remembered("pareto-x", () => pareto(), costs.includes("gmacs") ? "gmacs" : costs[0] ?? data.headline);
     function pareto() {
       const [x, y] = [paretoX.value, paretoY.value].map((name) => data.columns.find((c) => c.name === name));
       const entries = shown().filter((e) => e.values[x.name] !== null && e.values[y.name] !== null);
@@ -327,7 +323,7 @@
       const bars = (column) => ({ type: "data", symmetric: false, thickness: 1, width: 0, color: `${color("--muted")}`,
         array: entries.map((e) => e.intervals[column.name] ? e.intervals[column.name][1] - e.values[column.name] : 0),
         arrayminus: entries.map((e) => e.intervals[column.name] ? e.values[column.name] - e.intervals[column.name][0] : 0) });
-      const scale = (column) => COSTS.includes(column.name) ? { type: "log", exponentformat: "SI", minor: { ticks: "outside" } } : {};
+      const scale = (column) => column.isCost ? { type: "log", exponentformat: "SI", minor: { ticks: "outside" } } : {};
       draw("pareto-plot", () => [[
         { x: line.map((e) => e.values[x.name]), y: line.map((e) => e.values[y.name]), mode: "lines", hoverinfo: "skip",
           line: { shape: x.highFirst ? "vh" : "hv", color: color("--muted"), width: 1.5 } },
@@ -430,7 +426,7 @@
       const range = (e, c) => e.ranges[c.name] ? ` (${e.ranges[c.name]})` : "";
       table("numbers", ["figure", ...entries.map((e) => e.label)], [
         ["rank", ...entries.map((e) => e.ranks)],
-        ...data.columns.filter((c) => c.name !== "rank" && !c.name.startsWith("top1_"))
+        ...data.columns.filter((c) => c.inTables)
           .map((c) => [c.header, ...entries.map((e) => e.texts[c.name] + range(e, c))]),
         ...["mixer", "size", "backbone", "stem"].map((field) => [field, ...entries.map((e) => e[field])]),
       ]);
