@@ -462,7 +462,8 @@ examples:
         "--uri", help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
     )
     options = parser.parse_intermixed_args(arguments)
-    from mixerbench.config.compose import compose, find_plugins
+    from mixerbench.config.compose import compose
+    from mixerbench.config.overrides import find_plugins
     from mixerbench.tracking.measurements import SETTINGS
     from mixerbench.tracking.store import resolve_uri
 
@@ -676,7 +677,7 @@ examples:
 
 def _filters_and_plugins(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """FIELD=VALUE, and the files of ``plugins=[...]``, which alone are ever run for pages."""
-    from mixerbench.config.compose import find_plugins
+    from mixerbench.config.overrides import find_plugins
 
     return [one for one in settings if not one.startswith("plugins=")], find_plugins(settings)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.text import plain
-from mixerbench.config.compose import compose, overrides_of, part_catalog
+from mixerbench.config.compose import compose
+from mixerbench.config.overrides import overrides_of
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal, first_line

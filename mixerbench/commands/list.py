@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixerbench.config.compose import CONFIGS, config_names, find_plugins, part_catalog
+from mixerbench.config.files import CONFIGS, config_names
+from mixerbench.config.overrides import find_plugins
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixerbench.errors import Refusal

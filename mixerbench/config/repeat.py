@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from mixerbench.config.compose import compose, config_names, in_hydras_words, part_catalog
+from mixerbench.config.compose import compose
+from mixerbench.config.files import config_names
+from mixerbench.config.overrides import in_hydras_words
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.schema import UNHASHED, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import Refusal

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import mixerbench
-from mixerbench.config.compose import config_names, part_catalog
+from mixerbench.config.files import config_names
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixers.core.plan import SCHEDULES

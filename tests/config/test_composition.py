@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mixerbench.config.compose import (
-    CONFIGS,
-    compose,
-    compose_sweep,
-    config_names,
-    part_catalog,
-)
+from mixerbench.config.compose import compose, compose_sweep
+from mixerbench.config.files import CONFIGS, config_names
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.schema import Recipe, Run, Settings, Tracking, build, flatten
 from mixerbench.config.sizes import SIZES
 from mixers.core.plan import SCHEDULES

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from mixerbench.config.compose import compose, part_catalog
+from mixerbench.config.compose import compose
+from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import fingerprint, flatten, protocol_fingerprint
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Metric, Param, Prediction, Tag

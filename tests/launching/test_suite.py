@@ -17,7 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mixerbench.config.compose import config_names
+from mixerbench.config.files import config_names
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.launching import suite as suite_module

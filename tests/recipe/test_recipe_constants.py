@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import timm
 
-from mixerbench.config.compose import config_names
+from mixerbench.config.files import config_names
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
 from mixerbench.data.source import open_images
 from mixerbench.recipe.mixup import create_mixup

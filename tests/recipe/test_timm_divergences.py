@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torchvision import transforms
 
-from mixerbench.config.compose import config_names
+from mixerbench.config.files import config_names
 from mixerbench.models import create_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.mixup import create_mixup, cutmix_box

@@ -1,0 +1,74 @@
+"""What is wrong with a setting that Hydra refuses, in one line that a person can use."""
+
+import copy
+from contextlib import suppress
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mixerbench.config.overrides import GROUPS
+from mixerbench.config.schema import flatten
+from mixers.core.catalog import nearest
+
+_TYPES_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "List": "a list such as [1,2]",
+}
+"""A type's name in Python -> how a message names it."""
+
+
+def explain(overrides: list[str], error: Exception) -> str:
+    """What is wrong with the override that Hydra refuses, in our words."""
+    groups = [o for o in overrides if o.partition("=")[0].partition("@")[0] in GROUPS]
+    with suppress(HydraException, OmegaConfBaseException):
+        plain = hydra.compose("train", groups)
+        for override in overrides:
+            if override not in groups:
+                key, _, value = override.partition("=")
+                message = _explain_field(key, value, plain)
+                if message:
+                    return message
+    first = str(error).strip().splitlines()[0]
+    return f"{first} (settings: {' '.join(overrides)})"
+
+
+def _explain_field(key: str, value: str, plain: DictConfig) -> str | None:
+    """What is wrong with ``key=value`` in a configuration that is right without it."""
+    node: Any = plain
+    walked = ""
+    for name in key.split("."):
+        known = [str(field) for field in node] if isinstance(node, DictConfig) else []
+        if name not in known:
+            where = f"{walked} has" if walked else "there is"
+            return f"{where} no setting {name!r}. " + (
+                _nearest_field(name, node) if known else f"{walked} is a single value."
+            )
+        node = node._get_node(name)
+        walked = f"{walked}.{name}" if walked else name
+    if isinstance(node, DictConfig):
+        first = str(next(iter(node)))
+        return f"{key} is a group of settings: set one of them, such as {key}.{first}=..."
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+        OmegaConf.update(copy.deepcopy(plain), key, parsed)
+    except OmegaConfBaseException:
+        kind = getattr(node._metadata.ref_type, "__name__", "")
+        return f"{key}={value}: expected {_TYPES_IN_WORDS.get(kind, kind)}, got {value!r}."
+    return None
+
+
+def _nearest_field(name: str, node: DictConfig) -> str:
+    """The setting further down that is called so, else the nearest one at this level."""
+    known = [str(field) for field in node]
+    content: Any = OmegaConf.to_container(node, resolve=False)
+    deeper = [path for path, _ in flatten(content) if path.endswith(f".{name}")]
+    if deeper:
+        return f"Did you mean {deeper[0]!r}? Known here: {', '.join(known)}."
+    return nearest(name, known)

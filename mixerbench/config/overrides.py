@@ -1,0 +1,200 @@
+"""Reading and writing settings as ``key=value``, as a command line gives them."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from mixerbench.config.files import config_names
+from mixerbench.config.presets import PARTS, with_changes
+from mixerbench.config.saved import check_saved
+from mixerbench.config.schema import flatten
+from mixerbench.config.sizes import SIZES
+from mixerbench.errors import Refusal
+from mixers.core.catalog import Entry, nearest
+from mixers.core.plan import PLAN, SCHEDULES
+
+_INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
+"""``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
+
+_NAMES = ("name", "description", "recipe.name", "data.name")  # come with the part or the file
+
+GROUPS = (*PARTS, "protocol", "recipe", "data")
+"""Settings that name a registered class or a YAML file, which brings its settings with it."""
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """Overrides with full names, from what a command line says (``data.root=...``).
+
+    Raises:
+        Refusal: an argument is not of the form name=value.
+    """
+    for argument in arguments:
+        if not re.match(r"[A-Za-z_][\w@./:-]*=", argument):
+            raise Refusal(
+                f"cannot read {argument!r}: settings are given as name=value, "
+                "such as mixer=patch_ff or run.seed=1."
+            )
+    parser = OverridesParser.create()
+    overrides = []
+    for argument in arguments:
+        expanded = _full_key(argument)
+        key, _, value = expanded.partition("=")
+        if not value.isascii() and not re.search(r"[][(){}'\",=]", value):
+            expanded = f"{key}={QuotedString(value, Quote.double).with_quotes()}"  # a path, a name
+        try:
+            overrides.append(parser.parse_override(expanded))
+        except HydraException:
+            raise Refusal(
+                f"cannot read {argument!r}: settings are given as name=value. A value with special "
+                "characters needs quotes of its own, name='\"a=b\"'."
+            ) from None
+    return overrides
+
+
+def _full_key(argument: str) -> str:
+    """``recipe.epochs=5`` -> ``protocol.recipe.epochs=5``."""
+    key, equals, value = argument.partition("=")
+    if key == "launcher":
+        return f"launcher.name={value}"
+    key = key.removeprefix("protocol.")
+    first = key.partition(".")[0]
+    if first not in _INSIDE_PROTOCOL:
+        return argument
+    if key in GROUPS:  # a whole file: Hydra wants to know where it goes
+        return f"{key}@protocol.{key}{equals}{value}"
+    return f"protocol.{key}{equals}{value}"
+
+
+def find_plugins(overrides: Sequence[str]) -> list[str]:
+    """The absolute paths in the last ``plugins=[...]``, read before anything is composed.
+
+    Raises:
+        Refusal: the value is not a list of files.
+    """
+    for override in reversed(overrides):
+        key, _, value = override.partition("=")
+        if key == "plugins":
+            try:
+                content = yaml.safe_load(value)
+            except yaml.YAMLError:
+                content = None
+            names = [content] if isinstance(content, str) else content
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise Refusal(f"{override}: give a list of Python files, plugins=[my_mixer.py].")
+            return [str(Path(name).expanduser().absolute()) for name in names]
+    return []
+
+
+def in_hydras_words(value: Any) -> str:
+    """A value as the right side of an override."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{in_hydras_words(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(in_hydras_words, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    return json.dumps(value)
+
+
+def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """Saved settings as overrides, without the parts that the command line chooses anew.
+
+    Only that: no code (plugins are named on the command line or not at all), and no download.
+
+    Raises:
+        ValueError: they are no settings, or more than plain data.
+    """
+    check_saved(saved)
+    chosen = {override.partition("=")[0] for override in given}
+    content = {} if "preset" in chosen else {part: saved["model"][part] for part in PARTS}
+    data = saved["protocol"].get("data")
+    content["protocol"] = dict(saved["protocol"])
+    if isinstance(data, Mapping):
+        content["protocol"]["data"] = {k: v for k, v in data.items() if k != "download"}
+    return [
+        override
+        for part, values in content.items()
+        if part not in chosen
+        for override in _part_overrides(part, values)
+    ]
+
+
+def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:
+    """``stem=conv``, ``stem.kernel_size=7``, ... for a name or a mapping that has one."""
+    if isinstance(content, str):
+        return [f"{part}={content}"]
+    return [f"{part}={content['name']}"] + [
+        f"{part}.{key}={in_hydras_words(value)}"
+        for key, value in flatten(content)
+        if key not in _NAMES
+    ]
+
+
+def expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name in ``preset=NAME``, and the overrides with what it stands for in front.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    name, rest = None, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "preset":
+            name = value
+        else:
+            rest.append(override)
+    if name is None:
+        return None, rest
+    given = dict(override.split("=", 1) for override in rest if override.partition("=")[0] in PARTS)
+    parts = with_changes(name, given)
+    meant = [one for part, content in parts.items() for one in _part_overrides(part, content)]
+    return name, meant + rest
+
+
+def match_targets(overrides: Sequence[str]) -> list[str]:
+    """The values of ``match=``, without the backslash that a sweep puts before the colon."""
+    parser = OverridesParser.create()
+    return [
+        str(parser.parse_override(override).value())
+        for override in overrides
+        if override.partition("=")[0] == "match"
+    ]
+
+
+def chosen_backbone(overrides: Sequence[str]) -> str:
+    """The backbone that the overrides choose: what sizes there are depends on it."""
+    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "backbone"]
+    return chosen[-1] if chosen and chosen[-1] in SIZES else next(iter(SIZES))
+
+
+def check_names(
+    overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Entry]], backbone: str
+) -> None:
+    """Refuse what Hydra would refuse less clearly: unknown names of whole groups."""
+    known = {
+        **{kind: list(catalogs[kind]) for kind in ("backbone", "stem", "mixer")},
+        **{group: config_names(group) for group in ("protocol", *_INSIDE_PROTOCOL[:2])},
+        "size": list(SIZES[backbone]),
+    }
+    known["mixer"] += [*SCHEDULES, PLAN]
+    for override in overrides:
+        key, _, text = override.partition("=")
+        group = key.partition("@")[0]
+        if group in known:
+            value = OverridesParser.create().parse_override(override).value()
+            if value not in known[group]:
+                of = f" of backbone {backbone}" if group == "size" else ""
+                hint = nearest(str(value), known[group])
+                raise Refusal(f"unknown {group} {value!r}{of}. {hint}")
+        elif key.partition(".")[0] in PARTS and key.endswith(".name"):
+            part = key.removesuffix(".name")
+            raise Refusal(f"{key} is not set by itself: choose with {part}={text}.")
+        elif key.partition(".")[0] == "hydra":
+            raise Refusal("there is no setting 'hydra': mixerbench keeps its own folders.")
