@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixerbench.config import schema
+from mixerbench.config.sources import has_fact
 from mixerbench.tracking.figures import (
     BY_KEY,
     COUNT,
@@ -172,7 +173,7 @@ def of_protocol(protocol: Mapping[str, Any]) -> Recorded:
     return Recorded(
         tags={
             Tag.PROTOCOL: str(flat["name"]),
-            Tag.SYNTHETIC: str(flat["data.source"] == "synthetic").lower(),
+            Tag.SYNTHETIC: str(has_fact(flat["data.source"], "is_noise")).lower(),
         },
         fingerprints=tuple(schema.protocol_fingerprint(flat, version) for version in versions),
         classes=classes,

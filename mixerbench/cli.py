@@ -269,7 +269,7 @@ examples:
 
 
 def _ready(settings: "Settings") -> "Settings":
-    from mixerbench.config.checks import check_data
+    from mixerbench.config.sources import check_data
 
     check_data(settings.protocol.data)
     return settings

@@ -95,7 +95,7 @@ def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config
     # The hash of recorded settings, the name of a plan, and what counts as equal cost, must not
     # be copies.
     plain = (
-        *("mixerbench.config.schema", "mixerbench.config.match"),
+        *("mixerbench.config.schema", "mixerbench.config.match", "mixerbench.config.sources"),
         *("mixers.core.plan", "mixers.core.errors"),
         "mixerbench.config.repeat",  # a page's command must compose to what was trained
     )

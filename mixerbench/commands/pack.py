@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixerbench.config.compose import compose
+from mixerbench.config.sources import has_fact
 from mixerbench.errors import Refusal, TrainingStopped
 
 if TYPE_CHECKING:
@@ -35,15 +36,16 @@ def pack_folder(arguments: Sequence[str]) -> str:
         raise Refusal("pack needs data=NAME and data.root=FOLDER: images to be packed.")
     protocol = compose(given).protocol
     data = protocol.data
-    if data.source != "folder" or data.root is None:
-        what = "has no root" if data.source == "folder" else "is no image folder"
+    is_folder = has_fact(data.source, "class_folders")
+    if not is_folder or data.root is None:
+        what = "has no root" if is_folder else "is no image folder"
         raise Refusal(
             f"data set {data.name!r} {what}: pack takes data=imagenet or data=folder with "
             "data.root=FOLDER, which holds train/<class>/ and val/<class>/ of images."
         )
     root = Path(data.root).expanduser()
 
-    from mixerbench.config.checks import is_packed
+    from mixerbench.config.sources import is_packed
     from mixerbench.data.packing.processes import usable_cores
     from mixerbench.data.packing.settings import Packing
     from mixerbench.data.packing.writing import pack

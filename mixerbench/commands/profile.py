@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixerbench.config.checks import known_classes
 from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Settings
+from mixerbench.config.sources import known_classes
 from mixerbench.devices import choose_device
 from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, break_down
 from mixerbench.measure.flops import CONVENTION, count_macs

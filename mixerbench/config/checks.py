@@ -1,11 +1,9 @@
 """Checks of resolved settings that need neither torch nor data: the fast refusals."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from mixerbench.config.schema import (
@@ -14,11 +12,11 @@ from mixerbench.config.schema import (
     PIXELS,
     PRECISIONS,
     Batch,
-    Data,
     Settings,
     flatten,
 )
 from mixerbench.config.sizes import halved_grid, token_grid
+from mixerbench.config.sources import source_catalog
 from mixerbench.errors import Refusal
 from mixers.core.catalog import Entry, nearest
 from mixers.core.plan import check_names, check_prefix, read_plan, spread
@@ -27,7 +25,6 @@ _CHOICES = {
     "run.precision": PRECISIONS,
     "run.parallel": PARALLEL,
     "launcher.name": LAUNCHERS,
-    "protocol.data.source": ("digits", "folder", "cifar10", "cifar100", "synthetic"),
     "protocol.data.pixels": PIXELS,
     "protocol.recipe.augmentation.crop": ("resized", "padded"),
     "protocol.recipe.schedule.interval": ("epoch", "step"),
@@ -172,7 +169,8 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
     Raises:
         Refusal: what came, what fits, what to do.
     """
-    for path, choices in _CHOICES.items():
+    sources = tuple(source_catalog(settings.plugins))
+    for path, choices in {"protocol.data.source": sources, **_CHOICES}.items():
         value = _get(settings, path)
         if value not in choices:
             raise Refusal(f"{path}={value}: choose one of {', '.join(choices)}.")
@@ -217,49 +215,6 @@ def _get(settings: Settings, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
-
-
-PACK_FILE = "pack.json"
-JOURNAL_FILE = "packing.jsonl"  # instead of it, as long as shards are missing
-
-
-def is_packed(root: Path) -> bool:
-    """Is it the place of a packed data set, be it an unfinished one?"""
-    return any((root / name).is_file() for name in (PACK_FILE, JOURNAL_FILE))
-
-
-def check_data(data: Data) -> None:
-    """Refuse a data set that is not where the settings say.
-
-    Raises:
-        Refusal: which folder is missing, and how to name another.
-    """
-    if data.source != "folder":
-        return
-    hint = "set protocol.data.root=FOLDER, which holds train/<class>/ and val/<class>/ of images."
-    if data.root is None:
-        raise Refusal(f"data set {data.name!r} has no root: {hint}")
-    if is_packed(Path(data.root).expanduser()):
-        return  # what is wrong with it is known when it is opened
-    for split in ("train", "val"):
-        folder = Path(data.root).expanduser() / split
-        if not folder.is_dir():
-            raise Refusal(f"data set {data.name!r}: there is no folder {folder}: {hint}")
-        if not any(child.is_dir() for child in folder.iterdir()):
-            raise Refusal(f"data set {data.name!r}: {folder} has no class folders: {hint}")
-
-
-def known_classes(data: Data) -> int | None:
-    """How many classes there are, without opening the images; None where nothing says it yet."""
-    if data.num_classes is not None or data.source != "folder" or data.root is None:
-        return data.num_classes
-    root = Path(data.root).expanduser()
-    if (root / PACK_FILE).is_file():
-        return len(json.loads((root / PACK_FILE).read_text(encoding="utf-8"))["classes"])
-    folder = root / "train"
-    if not folder.is_dir():
-        return None
-    return sum(child.is_dir() for child in folder.iterdir()) or None
 
 
 def check_processes(batch: Batch, processes: int) -> None:

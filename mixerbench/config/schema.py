@@ -26,7 +26,7 @@ class Data:
     """The images. ``root`` and ``download`` say where they are, not what they are."""
 
     name: str
-    source: str  # digits, folder, cifar10, cifar100 or synthetic
+    source: str  # the name of a data source
     num_classes: Optional[int]  # None: as many as there are class folders
     mean: list[float]  # per channel, of pixels in 0..1
     std: list[float]

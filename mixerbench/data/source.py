@@ -1,13 +1,70 @@
-"""Where images come from."""
+"""Registering a data source is one decorator; opening its images is one call."""
 
-from mixerbench.config.checks import check_data
-from mixerbench.config.schema import Protocol
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from mixerbench.config.schema import Data, Protocol
+from mixerbench.config.sources import check_class_folders
 from mixerbench.data.images import Splits
-from mixerbench.data.sources.cifar import open_cifar
-from mixerbench.data.sources.digits import open_digits
-from mixerbench.data.sources.folder import open_folder
-from mixerbench.data.sources.synthetic import open_synthetic
 from mixerbench.errors import Refusal
+from mixers.core.registry import Registry
+
+
+class DataSource(ABC):
+    """Where images come from: one class, one file, one ``@register_data("name")``.
+
+    The keyword-only arguments of its ``__init__`` are what it takes from the settings: fields of
+    ``protocol.data``, or ``image_size`` (of the models' input, in pixels). A field that is null
+    counts as not given.
+    """
+
+    class_folders: ClassVar[bool] = False
+    """Images lie in root/train/<class>/ and root/val/<class>/: a light check finds what is
+    missing, their classes are known before they are opened, and they can be packed."""
+
+    is_noise: ClassVar[bool] = False
+    """Labels have nothing to do with images: accuracy means nothing, and boards say so."""
+
+    generator_version: ClassVar[int | None] = None
+    """For images that are computed, not stored: raised whenever other pixels come out. It is part
+    of the protocol's fingerprint, with the source's name and its arguments."""
+
+    @abstractmethod
+    def open(self) -> Splits:
+        """The training and validation images.
+
+        Raises:
+            Refusal: they are not there, or not as the settings say.
+        """
+
+
+class _SourceRegistry(Registry[DataSource]):
+    def register(self, name: str) -> Any:
+        decorate = super().register(name)
+
+        def check(cls: type[DataSource]) -> type[DataSource]:
+            unknown = sorted(set(_options(cls)) - _SETTINGS)
+            if unknown:
+                raise Refusal(
+                    f"data source {name!r} asks for {unknown[0]!r}, which is no setting: it may "
+                    f"ask for {', '.join(sorted(_SETTINGS))}."
+                )
+            return decorate(cls)
+
+        return check
+
+
+_SETTINGS = {field.name for field in dataclasses.fields(Data)} | {"image_size"}
+
+SOURCES = _SourceRegistry("data", "mixerbench.data.sources")
+register_data = SOURCES.register
+
+
+def _options(cls: type[DataSource]) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def open_images(protocol: Protocol) -> Splits:
@@ -17,15 +74,12 @@ def open_images(protocol: Protocol) -> Splits:
         Refusal: it is not there, or its splits or classes do not fit the settings.
     """
     data = protocol.data
-    check_data(data)
-    if data.source == "digits":
-        splits = open_digits()
-    elif data.source == "folder":
-        splits = open_folder(data)
-    elif data.source == "synthetic":
-        splits = open_synthetic(data, protocol.image_size)
-    else:
-        splits = open_cifar(data)
+    settings = {**vars(data), "image_size": protocol.image_size}
+    source = SOURCES.get(data.source)
+    if source.class_folders:
+        check_class_folders(data)
+    given = {name: settings[name] for name in _options(source) if settings[name] is not None}
+    splits = SOURCES.create(data.source, **given).open()
     found = len(splits.train.classes)
     if data.num_classes is not None and found != data.num_classes:
         raise Refusal(

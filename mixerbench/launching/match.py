@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mixerbench.config.checks import check_data, known_classes
 from mixerbench.config.match import Target
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
+from mixerbench.config.sources import check_data, known_classes
 from mixerbench.errors import Refusal
 from mixers.core.plan import plan_name
 

@@ -16,7 +16,7 @@ from mixerbench.config.checks import check_processes
 from mixerbench.config.plugins import kept_names, load_plugins
 from mixerbench.config.schema import Settings, flatten
 from mixerbench.data.images import Splits
-from mixerbench.data.source import open_images
+from mixerbench.data.source import SOURCES, open_images
 from mixerbench.errors import (
     NO_ROOM,
     Preempted,
@@ -153,6 +153,7 @@ def run_training(
 
 
 def _open(settings: Settings) -> Splits:
+    load_plugins(settings)  # which may hold the source
     return open_images(settings.protocol)
 
 
@@ -169,7 +170,6 @@ def _prepare(
     group.device(settings.run.device)
     splits = _open(settings)
     check_processes(settings.protocol.recipe.batch, group.size)
-    load_plugins(settings)
     classes = len(splits.train.classes)
     model = build_model(settings, classes)
     macs = None
@@ -314,7 +314,7 @@ def _describe(
         Tag.STEM: model["stem"]["name"],
         Tag.BACKBONE: model["backbone"]["name"],
         Tag.SEED: str(settings.run.seed),
-        Tag.SYNTHETIC: str(protocol.data.source == "synthetic").lower(),
+        Tag.SYNTHETIC: str(SOURCES.get(protocol.data.source).is_noise).lower(),
         Tag.HARDWARE: hardware_name(device, settings.run.precision),
         Tag.PROCESSES: str(group.size),
         Tag.COMMAND: provenance.command(settings),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixerbench.config.checks import known_classes
 from mixerbench.config.schema import Protocol, Run, protocol_fingerprint
+from mixerbench.config.sources import known_classes
 from mixerbench.data.loader import ImageBatch, eval_loader, train_loader
 from mixerbench.data.packing.settings import Packing
 from mixerbench.data.packing.writing import pack

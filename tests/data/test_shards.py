@@ -23,8 +23,7 @@ from sklearn.datasets import load_sample_images
 from small_disks import mounted
 from torch.utils.data import DataLoader, Dataset
 
-from mixerbench.config.checks import is_packed
-from mixerbench.config.schema import Data
+from mixerbench.config.sources import is_packed
 from mixerbench.data.decode import UnreadableImageError
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.packing import writing as writing_module
@@ -110,8 +109,8 @@ def folder(protocol, root) -> Callable[..., Splits]:
 
 
 @pytest.fixture(scope="module")
-def settings_of(protocol) -> Callable[..., Data]:
-    return lambda turn=True: protocol("folder", data__exif_orientation=turn).data
+def settings_of(protocol) -> Callable[..., bool]:
+    return lambda turn=True: protocol("folder", data__exif_orientation=turn).data.exif_orientation
 
 
 @pytest.fixture(scope="module")

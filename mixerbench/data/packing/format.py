@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from mixerbench.config.checks import JOURNAL_FILE, PACK_FILE
+from mixerbench.config.sources import JOURNAL_FILE, PACK_FILE
 from mixerbench.data.decode import printable, reason_of
 from mixerbench.errors import Refusal
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mixerbench.config.checks import JOURNAL_FILE, PACK_FILE
+from mixerbench.config.sources import JOURNAL_FILE, PACK_FILE
 from mixerbench.data.decode import printable
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.packing.format import (

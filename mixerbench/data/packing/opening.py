@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mixerbench.config.checks import PACK_FILE
-from mixerbench.config.schema import Data, flatten
+from mixerbench.config.schema import flatten
+from mixerbench.config.sources import PACK_FILE
 from mixerbench.data.images import Splits
 from mixerbench.data.packing.format import ABOUT, SPLITS, description_of, read_about, understood
 from mixerbench.data.packing.reading import PackedImages
@@ -17,20 +17,20 @@ from mixerbench.errors import Refusal
 from mixerbench.files import file_sha256
 
 
-def open_packed(root: Path, data: Data) -> Splits:
+def open_packed(root: Path, exif_orientation: bool) -> Splits:
     """Open what ``mixerbench pack`` has written; takes a second for ImageNet.
 
     Raises:
         Refusal: it is unfinished or damaged, or its images were turned otherwise than
-            ``data.exif_orientation`` says.
+            ``exif_orientation`` says.
     """
     about = read_about(root)
     with understood(root):
         turned = about["settings"]["exif_orientation"]
-        if turned is not None and turned != data.exif_orientation:
+        if turned is not None and turned != exif_orientation:
             raise Refusal(
                 f"{root} was packed with data.exif_orientation={str(turned).lower()} and the "
-                f"settings say {str(data.exif_orientation).lower()}: pack it again with theirs."
+                f"settings say {str(exif_orientation).lower()}: pack it again with theirs."
             )
         damaged = _damaged(root, about)
         if damaged is not None:
@@ -39,7 +39,7 @@ def open_packed(root: Path, data: Data) -> Splits:
                 "finds all such files; removed, they are written again by the command that packed "
                 "them."
             )
-        return open_as_claimed(root, about, data.exif_orientation)
+        return open_as_claimed(root, about, exif_orientation)
 
 
 def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool) -> Splits:

@@ -5,15 +5,44 @@ from pathlib import Path
 
 import numpy as np
 
-from mixerbench.config.checks import is_packed
-from mixerbench.config.schema import Data
+from mixerbench.config.sources import is_packed
 from mixerbench.data.decode import UnreadableImageError, decode, printable, reason_of
 from mixerbench.data.images import Splits
 from mixerbench.data.packing.opening import open_packed
+from mixerbench.data.source import DataSource, register_data
 from mixerbench.errors import Refusal
 
 
-class _Folder:
+@register_data("folder")
+class Folder(DataSource):
+    """Any images in root/train/<class>/ and root/val/<class>/, or what packing made of them.
+
+    Args:
+        exif_orientation: turn an image as its tag says, as viewers do.
+    """
+
+    class_folders = True
+
+    def __init__(self, *, root: str, exif_orientation: bool = False) -> None:
+        self._root = Path(root).expanduser()
+        self._exif_orientation = exif_orientation
+
+    def open(self) -> Splits:
+        if is_packed(self._root):
+            return open_packed(self._root, self._exif_orientation)
+        train, val = (
+            _ClassFolders(self._root / split, self._exif_orientation) for split in ("train", "val")
+        )
+        if train.classes != val.classes:
+            differing = sorted(set(train.classes) ^ set(val.classes))
+            raise Refusal(
+                f"{self._root}: train/ and val/ have different classes, {differing[0]!r} among "
+                "them: both need the same class folders."
+            )
+        return Splits(train, val)
+
+
+class _ClassFolders:
     def __init__(self, root: Path, exif_orientation: bool) -> None:
         from torchvision.datasets import ImageFolder
 
@@ -40,17 +69,3 @@ class _Folder:
 
     def name(self, index: int) -> str:
         return Path(self._paths[index]).relative_to(self._root).as_posix()
-
-
-def open_folder(data: Data) -> Splits:
-    root = Path(str(data.root)).expanduser()
-    if is_packed(root):
-        return open_packed(root, data)
-    train, val = (_Folder(root / split, data.exif_orientation) for split in ("train", "val"))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise Refusal(
-            f"{root}: train/ and val/ have different classes, {differing[0]!r} among them: "
-            "both need the same class folders."
-        )
-    return Splits(train, val)

@@ -1,0 +1,106 @@
+"""A data source is one class with one decorator, in this repository or in a user's own file."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixerbench.config.compose import compose
+from mixerbench.config.sources import check_data, has_fact, known_classes, source_catalog
+from mixerbench.data.source import SOURCES, DataSource, open_images, register_data
+from mixers.core.registry import load_plugin
+
+STRIPES = '''
+import numpy as np
+
+from mixerbench.data.images import Arrays, Splits
+from mixerbench.data.source import DataSource, register_data
+
+
+@register_data("stripes")
+class Stripes(DataSource):
+    """Stripes that lie or stand."""
+
+    generator_version = 1
+
+    def __init__(self, *, image_size: int, train_images: int = 64, val_images: int = 16) -> None:
+        self._size, self._counts = image_size, (train_images, val_images)
+
+    def open(self) -> Splits:
+        return Splits(*map(self._images, self._counts))
+
+    def _images(self, count: int) -> Arrays:
+        lying = np.zeros((self._size, self._size, 3), np.uint8)
+        lying[::2] = 255
+        pixels = np.stack([lying, lying.transpose(1, 0, 2)])[np.arange(count) % 2]
+        targets = [number % 2 for number in range(count)]
+        return Arrays(pixels, targets, ["lying", "standing"], [str(n) for n in range(count)])
+'''
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """A plugin file with a source of its own; gone again after the test."""
+    path = tmp_path / "stripes.py"
+    path.write_text(STRIPES)
+    before, modules = SOURCES.loaded(), set(sys.modules)
+    yield path
+    SOURCES.forget(SOURCES.loaded() - before)
+    for name in set(sys.modules) - modules:
+        if name.startswith("mixerbench_plugin_"):
+            del sys.modules[name]
+
+
+def settings_with(path: Path, *overrides: str):
+    return compose([f"plugins=[{path}]", "data.source=stripes", "data.num_classes=2", *overrides])
+
+
+def test_the_source_text_and_the_loaded_classes_name_the_same_sources():
+    assert sorted(source_catalog()) == SOURCES.names()
+
+
+@pytest.mark.parametrize("name", sorted(source_catalog()))
+@pytest.mark.parametrize("fact", ["class_folders", "is_noise", "generator_version"])
+def test_the_source_text_and_the_loaded_classes_tell_the_same_facts(name, fact):
+    loaded = getattr(SOURCES.get(name), fact)
+    assert source_catalog()[name].facts.get(fact, getattr(DataSource, fact)) == loaded
+    assert has_fact(name, fact) == bool(loaded)
+
+
+@pytest.mark.parametrize("name", sorted(source_catalog()))
+def test_every_source_says_what_it_is(name):
+    assert source_catalog()[name].summary.endswith(".")
+
+
+def test_a_source_of_a_users_own_file_is_opened_like_any_other(stripes):
+    settings = settings_with(stripes, "data.val_images=8")
+    check_data(settings.protocol.data)
+    assert known_classes(settings.protocol.data) == 2
+    load_plugin(stripes)
+    splits = open_images(settings.protocol)
+    assert (len(splits.train.targets), len(splits.val.targets)) == (64, 8)
+    assert splits.train.load(1).shape == (settings.protocol.image_size,) * 2 + (3,)
+
+
+def test_a_source_that_nobody_registered_is_refused_with_the_known_ones(stripes, refusal):
+    message = refusal(lambda: compose(["data.source=stripes"]))
+    for name in ("stripes", *SOURCES.names()):
+        assert name in message
+    message = refusal(lambda: settings_with(stripes, "data.source=strips"))
+    assert "stripes" in message
+
+
+def test_a_source_may_ask_for_settings_only(refusal):
+    def register() -> None:
+        @register_data("with_a_typo")
+        class Source(DataSource):
+            def __init__(self, *, rooot: str) -> None: ...
+
+            def open(self):
+                raise NotImplementedError
+
+    message = refusal(register)
+    assert "with_a_typo" in message
+    assert "'rooot'" in message
+    assert "root" in message.replace("rooot", "")
+    assert "with_a_typo" not in SOURCES.loaded()
