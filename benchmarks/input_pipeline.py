@@ -25,10 +25,10 @@ from virtual_ranks import IMAGES, make_tree
 from mixerbench.commands.pack import pack_folder
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import PIXELS, Settings
-from mixerbench.data.draws import seed_generators
 from mixerbench.data.loader import train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.data.source import open_images
+from mixerbench.draws import seed_generators
 from mixerbench.recipe.augmentation import train_transform
 
 CPU = torch.device("cpu")

@@ -35,8 +35,8 @@ from mixerbench.config.schema import Regularization
 from mixerbench.models import create_model
 from mixerbench.models.blocks import BlockOptions, build_blocks
 from mixerbench.models.names import RESNET, TIMM_VIT, Names, rename
+from mixerbench.models.part_kinds import CHANNEL_MIXERS, MERGINGS, STEMS
 from mixerbench.models.positions import PositionEmbedding
-from mixerbench.models.registry import CHANNEL_MIXERS, MERGINGS, STEMS
 from mixerbench.models.resnet import Bottleneck
 from mixers import TokenGrid, create_mixer
 from mixers.core.plan import MixerChoice

@@ -32,6 +32,7 @@ from mixerbench.data.loader import ImageBatch
 from mixerbench.data.order import SampleOrder
 from mixerbench.data.source import open_images
 from mixerbench.devices import autocast
+from mixerbench.models.build import build_model
 from mixerbench.recipe.loss import create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import create_ema, create_optimizer
@@ -67,7 +68,7 @@ class OurLoop:
         self._go.acquire()
         try:
             splits = open_images(settings.protocol)
-            model = loop.build_model(settings, len(splits.train.classes))
+            model = build_model(settings, len(splits.train.classes))
             about: dict[str, Any] = {"identity": {}, "settings": {}}
             with_batches(batch)
             loop.train(
@@ -105,7 +106,7 @@ def bare(settings: Settings, batch: ImageBatch) -> Step:
     """Our model and calls, and nothing around them."""
     recipe, run = settings.protocol.recipe, settings.run
     device = batch.images.device
-    model = loop.build_model(settings, int(settings.protocol.data.num_classes or 0)).to(device)
+    model = build_model(settings, int(settings.protocol.data.num_classes or 0)).to(device)
     optimizer, ema, loss_of = create_optimizer(recipe, model), create_ema(recipe, model), None
     loss_of, mixup = create_loss(recipe), create_mixup(recipe, model.num_classes)
     model.train()

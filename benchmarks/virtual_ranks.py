@@ -20,17 +20,17 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
-from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Images
 from mixerbench.data.loader import train_loader
 from mixerbench.data.source import open_images
 from mixerbench.devices import choose_device
+from mixerbench.draws import seed_generators
 from mixerbench.models.backbone import without_statistics
+from mixerbench.models.build import build_model
 from mixerbench.recipe.augmentation import train_transform
 from mixerbench.recipe.loss import create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import create_optimizer
-from mixerbench.training.loop import build_model
 
 STEPS = 4  # of one turn
 IMAGES = 512

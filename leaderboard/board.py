@@ -16,7 +16,7 @@ from leaderboard.ranking.columns import COLUMNS, Column
 from leaderboard.runs import Measurement, Run, digest_of
 from leaderboard.source import Source
 from leaderboard.statistics import Interval
-from mixerbench.config.match import TOLERANCE, read_target
+from mixerbench.config.cost_target import TOLERANCE, read_target
 from mixerbench.tracking.figures import BY_KEY, HEADLINE, MEASURED
 from mixerbench.tracking.keys import Metric
 from mixers.core.errors import Refusal

@@ -171,7 +171,7 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
     )
     options = parser.parse_intermixed_args(arguments)
     from mixerbench.config import compose
-    from mixerbench.launching.match import Matcher
+    from mixerbench.launching.size_matching import Matcher
 
     if options.cfg:
         import dataclasses
@@ -250,7 +250,7 @@ examples:
     places = [setting.partition("=")[2] for setting in given if setting.startswith("suite=")]
     if len(places) != 1:
         raise Refusal(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
-    from mixerbench.launching.match import Matcher
+    from mixerbench.launching.size_matching import Matcher
     from mixerbench.launching.suite import read_suite
     from mixerbench.training.place import find_place
 
@@ -339,7 +339,7 @@ examples:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_intermixed_args(arguments)
     from mixerbench.config.compose import compose
-    from mixerbench.launching.match import Matcher
+    from mixerbench.launching.size_matching import Matcher
 
     to_stderr = partial(print, file=sys.stderr)
     settings = compose(options.settings, Matcher(to_stderr if options.json else print))

@@ -65,8 +65,11 @@ def test_mixers_know_torch_timm_layers_and_the_standard_library_only() -> None:
 
 
 def test_models_know_mixers_and_plain_data_of_config_only() -> None:
-    plain = ("sizes", "presets", "schema", "match")
-    allowed = ("mixers", "mixerbench.models", *(f"mixerbench.config.{name}" for name in plain))
+    plain = ("sizes", "presets", "schema", "cost_target", "plugins")
+    allowed = (
+        *("mixers", "mixerbench.models", "mixerbench.draws"),
+        *(f"mixerbench.config.{name}" for name in plain),
+    )
     for module in _modules("mixerbench.models"):
         for name, node in _imports(module):
             if _within(name, OWN):
@@ -95,7 +98,7 @@ def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config
     # The hash of recorded settings, the name of a plan, and what counts as equal cost, must not
     # be copies.
     plain = (
-        *("mixerbench.config.schema", "mixerbench.config.match", "mixerbench.config.sources"),
+        *("mixerbench.config.schema", "mixerbench.config.cost_target", "mixerbench.config.sources"),
         *("mixers.core.plan", "mixers.core.errors"),
         "mixerbench.config.repeat",  # a page's command must compose to what was trained
     )
@@ -130,7 +133,7 @@ def test_keys_and_errors_import_nothing_of_the_project() -> None:
 
 LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mixerbench.tracking",
          "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local",
-         "mixerbench.launching.job", "mixerbench.launching.match",
+         "mixerbench.launching.job", "mixerbench.launching.size_matching",
          "mixerbench.launching.suite", "mixerbench.launching.table", "mixerbench.commands.suite",
          "mixerbench.training.place",
          "mixers.core.catalog", "mixers.core.plan", "leaderboard")  # fmt: skip

@@ -125,7 +125,7 @@ def _build(settings: Settings, num_classes: int, entries: int) -> "nn.Module":
     Raises:
         Refusal: its settings ask for more than that, or than this machine has.
     """
-    from mixerbench.training.loop import build_model
+    from mixerbench.models.build import build_model
 
     size = settings.model["size"]
     blocks = size["depth"] if "depth" in size else sum(size["depths"])

@@ -19,7 +19,7 @@ from rich.text import Text
 from leaderboard import boards, read_runs
 from leaderboard.board import newest
 from leaderboard.text import plain
-from mixerbench.config.plugins import kept_names, load_plugins
+from mixerbench.config.plugins import kept_names
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.devices import choose_device
 from mixerbench.errors import (
@@ -31,13 +31,13 @@ from mixerbench.errors import (
 from mixerbench.measure.interleaved import Counted, count, measure_interleaved
 from mixerbench.measure.profile import Measures
 from mixerbench.measure.speed import Spread
+from mixerbench.models.build import build_model
 from mixerbench.tracking.keys import Artifact, Metric, Param
 from mixerbench.tracking.measurements import EXPERIMENT, SETTINGS, fetch_settings, record
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import Store
 from mixerbench.training import provenance
 from mixerbench.training.folder import read_settings
-from mixerbench.training.loop import build_model
 from mixers.core.catalog import plugin_path, source_digest
 from mixers.core.registry import MIXERS
 
@@ -163,7 +163,6 @@ def _rebuild(store: Store, trained: "TrainedRun", run: Run, trusted: Collection[
                         f"name it, as it was then: add 'plugins=[{copy.name}]'."
                     )
             settings.plugins = [str(copy) for copy in copies]
-            load_plugins(settings)
             model = build_model(settings, int(settings.protocol.data.num_classes or 0))
         finally:  # another run may have another version of a plugin, with the same names
             MIXERS.forget(MIXERS.loaded() - known)

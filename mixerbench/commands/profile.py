@@ -18,7 +18,7 @@ from mixerbench.devices import choose_device
 from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, break_down
 from mixerbench.measure.flops import CONVENTION, count_macs
 from mixerbench.measure.profile import Measures, measure_model
-from mixerbench.training.loop import build_model
+from mixerbench.models.build import build_model
 from mixers.core.conformance import check_mixers
 
 _FALLBACK_CLASSES = 1000  # ImageNet's, where the protocol learns the number from the data

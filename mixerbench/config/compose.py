@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.checks import check
+from mixerbench.config.cost_target import Match, read_target
 from mixerbench.config.explain import explain
 from mixerbench.config.files import CONFIGS
-from mixerbench.config.match import Match, read_target
 from mixerbench.config.overrides import (
     check_names,
     chosen_backbone,

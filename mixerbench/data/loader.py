@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixerbench.config.schema import Protocol, Run
 from mixerbench.data.decode import UnreadableImageError, printable
-from mixerbench.data.draws import seed_generators, seed_of
 from mixerbench.data.images import Images
 from mixerbench.data.order import Sample, SampleOrder, evaluation_batches
 from mixerbench.devices import weight_dtype
+from mixerbench.draws import seed_generators, seed_of
 from mixerbench.recipe.pixels import Erased, EvalPixels, Normalize, TrainPixels
 
 MAX_WORKERS = 16

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from mixerbench.config.compose import compose_sweep
+from mixerbench.config.cost_target import Match
 from mixerbench.config.files import CONFIGS, config_names
-from mixerbench.config.match import Match
 from mixerbench.config.overrides import in_hydras_words
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, Refusal

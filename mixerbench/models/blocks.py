@@ -7,8 +7,8 @@ from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
+from mixerbench.models.part_kinds import CHANNEL_MIXERS
 from mixerbench.models.parts import ChannelMixer
-from mixerbench.models.registry import CHANNEL_MIXERS
 from mixers import MIXERS, TokenGrid, TokenMixer
 from mixers.core.errors import Refusal
 from mixers.core.plan import MixerChoice

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixerbench.models.part_kinds import register_channel_mixer
 from mixerbench.models.parts import ChannelMixer
-from mixerbench.models.registry import register_channel_mixer
 from mixers import TokenGrid
 from mixers.attention import Attention
 from mixers.core.contract import check_grid

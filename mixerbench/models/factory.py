@@ -15,8 +15,8 @@ from mixerbench.config.sizes import (
     token_grid,
 )
 from mixerbench.models.backbone import Backbone
+from mixerbench.models.part_kinds import BACKBONES, STEMS
 from mixerbench.models.positions import STD, PositionEmbedding
-from mixerbench.models.registry import BACKBONES, STEMS
 from mixers import MIXERS, TokenGrid
 from mixers.core.catalog import nearest
 from mixers.core.errors import Refusal

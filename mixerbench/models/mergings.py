@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from mixerbench.models.registry import register_merging
+from mixerbench.models.part_kinds import register_merging
 
 
 @register_merging("deformable")

@@ -12,8 +12,8 @@ from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import StagedSize, halved_grid, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
+from mixerbench.models.part_kinds import MERGINGS, register_backbone
 from mixerbench.models.positions import PositionEmbedding
-from mixerbench.models.registry import MERGINGS, register_backbone
 from mixers import MIXERS, TokenGrid
 from mixers.core.errors import Refusal
 from mixers.core.plan import MixerChoice, check_prefix, spread

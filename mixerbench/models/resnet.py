@@ -14,7 +14,7 @@ from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import StagedSize, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import drop_path_layer, drop_path_rates
-from mixerbench.models.registry import register_backbone
+from mixerbench.models.part_kinds import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
 from mixers.core.plan import MixerChoice, spread
 

@@ -9,7 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixerbench.models.registry import register_stem
+from mixerbench.models.part_kinds import register_stem
 from mixers.core.errors import Refusal
 
 

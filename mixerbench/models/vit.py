@@ -10,8 +10,8 @@ from mixerbench.config.sizes import ViTSize, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
 from mixerbench.models.names import accept_timm_names
+from mixerbench.models.part_kinds import register_backbone
 from mixerbench.models.positions import PositionEmbedding
-from mixerbench.models.registry import register_backbone
 from mixers import MIXERS, TokenGrid
 from mixers.core.plan import MixerChoice, check_prefix, spread
 

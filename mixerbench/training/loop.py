@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from mixerbench.config.schema import Run, Settings
 from mixerbench.data.corrupt import CorruptImages, TooManyCorruptError
 from mixerbench.data.decode import UnreadableImageError, printable
-from mixerbench.data.draws import seed_generators
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.loader import UNREADABLE, eval_loader, train_loader
 from mixerbench.data.order import SampleOrder
 from mixerbench.devices import autocast, grad_scaler, weight_dtype
+from mixerbench.draws import seed_generators
 from mixerbench.errors import Refusal, StopRequested, TrainingStopped, told_to_stop
 from mixerbench.measure.peak import peak_flops, training_flops
-from mixerbench.models import create_model
 from mixerbench.models.backbone import without_statistics
 from mixerbench.recipe.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
@@ -50,35 +49,6 @@ class Result:
     final: Evaluation
     final_ema: Evaluation
     corrupt: tuple[CorruptImages, CorruptImages]  # train, val
-
-
-def build_model(settings: Settings, num_classes: int) -> nn.Module:
-    """The model of the settings, initialised from the run's seed.
-
-    Raises:
-        ValueError: its parts do not fit each other.
-    """
-    protocol, model = settings.protocol, settings.model
-    regularization = protocol.recipe.regularization
-    seed_generators("init", settings.run.seed)
-    built: Any = create_model(
-        model["mixer"],
-        model["size"],
-        image_size=protocol.image_size,
-        num_classes=num_classes,
-        stem=model["stem"],
-        backbone=model["backbone"],
-        drop_path=regularization.drop_path,
-        drop_path_schedule=regularization.drop_path_schedule,
-        dropout=regularization.dropout,
-        layer_scale=regularization.layer_scale,
-        position_std=protocol.recipe.position_std,
-    )
-    if settings.run.grad_checkpointing:
-        built.set_grad_checkpointing()
-    if protocol.recipe.distillation.kind != "none":
-        built.set_distilled_training()
-    return built
 
 
 def train(

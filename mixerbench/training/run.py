@@ -31,6 +31,7 @@ from mixerbench.files import to_disk
 from mixerbench.measure.flops import MacCount, count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.profile import measure_model
+from mixerbench.models.build import build_model
 from mixerbench.recipe.augmentation import eval_transform, train_transform
 from mixerbench.recipe.loss import create_teacher
 from mixerbench.recipe.optimization import create_optimizer
@@ -45,7 +46,7 @@ from mixerbench.tracking.views import NOTE
 from mixerbench.training import checkpoint, provenance
 from mixerbench.training.folder import complete, identity_of, is_finished, open_folder
 from mixerbench.training.group import ALONE, Group
-from mixerbench.training.loop import Result, build_model, train
+from mixerbench.training.loop import Result, train
 from mixerbench.training.parallel import whole
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.system import SystemMetrics

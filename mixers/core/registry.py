@@ -48,6 +48,7 @@ class Registry(Generic[T]):
         self._facts = facts
         self._classes: dict[str, type[T]] = {}
         self._listeners: list[Callable[[str], None]] = []
+        self._is_complete = False
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """The decorator that makes a class known as ``name``.
@@ -136,6 +137,9 @@ class Registry(Generic[T]):
         return cls(*args, **options)
 
     def _import_all(self) -> None:
+        """Once is enough: looking for installed packages takes longer than building a model."""
+        if self._is_complete:
+            return
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
@@ -144,6 +148,7 @@ class Registry(Generic[T]):
                 importlib.import_module(point.module)
             except (Exception, SystemExit) as error:
                 raise broken_code(described(point), error) from error
+        self._is_complete = True
 
 
 class MixerRegistry(Registry[TokenMixer]):

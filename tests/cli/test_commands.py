@@ -17,8 +17,8 @@ import yaml
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, build
 from mixerbench.models import create_model
+from mixerbench.models.build import build_model
 from mixerbench.training import checkpoint
-from mixerbench.training.loop import build_model
 
 Command = Callable[..., Any]
 Refused = Callable[..., str]

@@ -12,14 +12,14 @@ from tiny_runs import DATA
 
 from mixerbench.config.compose import compose, compose_sweep
 from mixerbench.config.schema import Settings, build, fingerprint
-from mixerbench.launching.match import Matcher
+from mixerbench.launching.size_matching import Matcher
 from mixerbench.launching.suite import read_suite
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.profile import count_parameters
+from mixerbench.models.build import build_model
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.tracking.keys import Metric, Tag
 from mixerbench.training.folder import identity_of, read_settings
-from mixerbench.training.loop import build_model
 from mixers import load_plugin
 
 Command = Callable[..., Any]

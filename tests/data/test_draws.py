@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixerbench.data.draws import seed_generators, seed_of
+from mixerbench.draws import seed_generators, seed_of
 
 
 def draws() -> tuple[float, float, float]:

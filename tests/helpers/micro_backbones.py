@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mixerbench.config.sizes import SIZES, StagedSize
 from mixerbench.models import create_model
-from mixerbench.models.registry import BACKBONES, STEMS
+from mixerbench.models.part_kinds import BACKBONES, STEMS
 from mixers import MIXERS, list_mixers
 from mixers.core.plan import SCHEDULES, read_plan, spread
 

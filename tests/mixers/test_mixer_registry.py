@@ -260,4 +260,4 @@ def test_an_installed_package_that_raises_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(mixers.core.registry, "entry_points", lambda group: [point])
     with pytest.raises(BrokenCodeError, match=r"'theirs', module their_broken_module .*KeyError"):
-        list_mixers()
+        Registry("mixer", "mixers").names()

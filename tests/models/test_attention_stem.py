@@ -11,7 +11,7 @@ from formulas import assert_same, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixerbench.models.registry import STEMS
+from mixerbench.models.part_kinds import STEMS
 
 HALF = {torch.float16: 2e-2, torch.bfloat16: 8e-2}  # of the largest float32 value
 

@@ -37,7 +37,7 @@ from torch import nn
 
 from mixerbench.config.sizes import SIZES, StagedSize, ViTSize
 from mixerbench.models import create_model
-from mixerbench.models.registry import BACKBONES, CHANNEL_MIXERS, MERGINGS
+from mixerbench.models.part_kinds import BACKBONES, CHANNEL_MIXERS, MERGINGS
 from mixers import MIXERS, TokenGrid
 from mixers.core.plan import read_plan
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.models import create_model
+from mixerbench.models.part_kinds import CHANNEL_MIXERS
 from mixerbench.models.parts import ChannelMixer
-from mixerbench.models.registry import CHANNEL_MIXERS
 from mixers import TokenGrid
 
 GRIDS = [TokenGrid(2, 3), TokenGrid(1, 5), TokenGrid(2, 2, prefix=1), TokenGrid(1, 3, prefix=2)]

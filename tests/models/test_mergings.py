@@ -10,7 +10,7 @@ from formulas import assert_same, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixerbench.models.registry import MERGINGS
+from mixerbench.models.part_kinds import MERGINGS
 
 HALF = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest float32 value
 KERNEL = list(enumerate(product(range(2), repeat=2)))  # (number, (row, column)), row by row

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 
 from mixerbench.config.sizes import SIZES
 from mixerbench.models import create_model
-from mixerbench.models.registry import STEMS
+from mixerbench.models.part_kinds import STEMS
 from mixers import MIXERS, list_mixers
 from mixers.core.plan import SCHEDULES, read_plan
 

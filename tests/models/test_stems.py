@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixerbench.models.registry import STEMS
+from mixerbench.models.part_kinds import STEMS
 
 
 def _build(name: str, dim: int = 16, patch_size: int = 4) -> nn.Module:

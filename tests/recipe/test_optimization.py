@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mixerbench.config.compose import compose
 from mixerbench.models import create_model
+from mixerbench.models.build import build_model
 from mixerbench.recipe import optimization
 from mixerbench.recipe.optimization import (
     LearningRate,
@@ -20,7 +21,6 @@ from mixerbench.recipe.optimization import (
     create_optimizer,
     set_batch_norm_momentum,
 )
-from mixerbench.training.loop import build_model
 from mixers import MIXERS
 
 # --- learning rate --------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from mixerbench.data import source
 from mixerbench.data.images import Splits
 from mixerbench.data.source import open_images
 from mixerbench.errors import Refusal
+from mixerbench.models.build import build_model
 from mixerbench.training import checkpoint
-from mixerbench.training.loop import build_model
 
 CANARY = """
 from pathlib import Path

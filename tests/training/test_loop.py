@@ -292,13 +292,14 @@ def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) ->
     assert run.curve("val_ema/loss") != run.curve("val/loss")
     from mixerbench.data.loader import eval_loader
     from mixerbench.data.source import open_images
+    from mixerbench.models.build import build_model
     from mixerbench.training.evaluation import evaluate
 
     settings, device = run.settings, torch.device("cpu")
     loader = eval_loader(
         open_images(settings.protocol).val, settings.protocol, settings.run, device
     )
-    model = loop.build_model(settings, 4)
+    model = build_model(settings, 4)
     for file, final in (
         ("model.safetensors", run.finished.result.final),
         ("ema.safetensors", run.finished.result.final_ema),

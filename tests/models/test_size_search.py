@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixerbench.config.match import TOLERANCE
+from mixerbench.config.cost_target import TOLERANCE
 from mixerbench.config.sizes import SIZES, Size, StagedSize, ViTSize
 from mixerbench.models import create_model
-from mixerbench.models.match import NoMatchError, match_size
+from mixerbench.models.size_search import NoMatchError, match_size
 
 NAMED = [(backbone, name) for backbone, sizes in SIZES.items() for name in sizes]
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mixerbench.config.match import Target
+from mixerbench.config.cost_target import Target
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
 from mixerbench.config.sources import check_data, known_classes
@@ -53,10 +53,10 @@ class Matcher:
         import torch
 
         from mixerbench.config.plugins import load_plugins
-        from mixerbench.models.match import NoMatchError, match_size
+        from mixerbench.models.size_search import NoMatchError, match_size
 
         torch.set_num_threads(settings.run.threads)
-        load_plugins(settings)
+        load_plugins(settings)  # not on the meta device, where models are built below
         start = _start(settings)
         try:
             found = match_size(start, target.value, _Counter(settings, target.kind))
@@ -103,7 +103,7 @@ class _Counter:
     def _build(self, size: Size) -> "nn.Module":
         import torch
 
-        from mixerbench.training.loop import build_model
+        from mixerbench.models.build import build_model
         from mixers.core.errors import BrokenCodeError
 
         numbers = {"name": self._settings.model["size"]["name"], **dataclasses.asdict(size)}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mixerbench.config.compose import compose, compose_sweep
-from mixerbench.config.match import Target, read_target
+from mixerbench.config.cost_target import Target, read_target
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
 from mixerbench.errors import Refusal

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixerbench.config.match import TOLERANCE
+from mixerbench.config.cost_target import TOLERANCE
 from mixerbench.config.sizes import Size, StagedSize, ViTSize
 
 _ROUNDINGS = tuple((multiple, even) for even in (True, False) for multiple in (8, 4, 2))
