@@ -33,19 +33,21 @@ from mixerbench.data.order import SampleOrder
 from mixerbench.data.source import open_images
 from mixerbench.devices import autocast
 from mixerbench.models.build import build_model
-from mixerbench.recipe.loss import create_loss
+from mixerbench.objectives import CLASSIFICATION
+from mixerbench.objectives.classification.loss import create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import create_ema, create_optimizer
 from mixerbench.tracking.journal import Silence
-from mixerbench.training import loop
+from mixerbench.training import trainer
 from mixerbench.training.group import ALONE
+from mixerbench.training.prepare import Prepared
 
 STEPS = 10_000  # more than there are turns
 Step = Callable[[], object]
 
 
 class OurLoop:
-    """``training.loop.train``, one step a call."""
+    """``Trainer.train``, one step a call."""
 
     def __init__(self, settings: Settings, batch: ImageBatch, folder: Path) -> None:
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
@@ -69,19 +71,9 @@ class OurLoop:
         try:
             splits = open_images(settings.protocol)
             model = build_model(settings, len(splits.train.classes))
-            about: dict[str, Any] = {"identity": {}, "settings": {}}
+            prepared = Prepared(settings, CLASSIFICATION, splits, model, None, None)
             with_batches(batch)
-            loop.train(
-                settings,
-                splits,
-                model,
-                None,
-                folder,
-                about,
-                Silence(),
-                self,
-                ALONE,  # type: ignore
-            )
+            trainer.Trainer(prepared, folder, Silence(), self, ALONE).train()  # type: ignore
         except BaseException as error:
             self._error = error
             self._done.release()
@@ -99,7 +91,7 @@ def with_batches(batch: ImageBatch) -> None:
         recipe = protocol.recipe
         return Batches(), SampleOrder(len(images.targets), recipe.batch, 1, run.seed)
 
-    loop.train_loader = train_loader  # type: ignore[assignment]
+    trainer.train_loader = train_loader  # type: ignore[assignment]
 
 
 def bare(settings: Settings, batch: ImageBatch) -> Step:

@@ -27,8 +27,8 @@ from mixerbench.devices import choose_device
 from mixerbench.draws import seed_generators
 from mixerbench.models.backbone import without_statistics
 from mixerbench.models.build import build_model
+from mixerbench.objectives.classification.loss import create_loss
 from mixerbench.recipe.augmentation import train_transform
-from mixerbench.recipe.loss import create_loss
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import create_optimizer
 

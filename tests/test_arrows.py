@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> training -> {models, recipe, data, tracking, measure} -> mixers."""
+"""Imports point one way: cli -> training -> {objectives, models, recipe, data, ...} -> mixers."""
 
 import ast
 from collections.abc import Iterator
@@ -77,7 +77,9 @@ def test_models_know_mixers_and_plain_data_of_config_only() -> None:
     assert _offenders(_modules("mixerbench.models"), ("hydra", "omegaconf", "mlflow")) == []
 
 
-@pytest.mark.parametrize("part", ["recipe", "data", "measure", "tracking", "models", "config"])
+@pytest.mark.parametrize(
+    "part", ["objectives", "recipe", "data", "measure", "tracking", "models", "config"]
+)
 def test_parts_know_neither_the_training_nor_the_command_line(part: str) -> None:
     forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.commands.list", "leaderboard")
     assert _offenders(_modules(f"mixerbench.{part}"), forbidden) == []
@@ -135,7 +137,7 @@ LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mix
          "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local",
          "mixerbench.launching.job", "mixerbench.launching.size_matching",
          "mixerbench.launching.suite", "mixerbench.launching.table", "mixerbench.commands.suite",
-         "mixerbench.training.place",
+         "mixerbench.training.place", "mixerbench.objectives.objective",
          "mixers.core.catalog", "mixers.core.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""
 
@@ -163,7 +165,8 @@ def test_packages_do_not_import_each_other_in_circles() -> None:
             if target and _package_of(target) != _package_of(module):
                 arrows.setdefault(_package_of(module), set()).add(_package_of(target))
     for package in ("mixerbench.recipe", "mixerbench.data", "mixerbench.measure",
-                    "mixerbench.models", "mixerbench.tracking", "mixerbench.config"):  # fmt: skip
+                    "mixerbench.models", "mixerbench.tracking", "mixerbench.config",
+                    "mixerbench.objectives"):  # fmt: skip
         seen: set[str] = set()
         waiting = [package]
         while waiting:

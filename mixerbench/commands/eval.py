@@ -15,6 +15,7 @@ from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal, first_line
+from mixerbench.objectives import objective_of
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
 from mixers.core.plan import read_plan
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mixerbench.data.images import Images
-    from mixerbench.training.evaluation import Evaluation
+    from mixerbench.objectives import Evaluation
 
 
 def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str | None) -> str:
@@ -51,8 +52,7 @@ def evaluate_place(place: str, given: Sequence[str], ema: bool, predictions: str
         result.write_predictions(Path(predictions), images)
     return (
         f"{settings.label}{' (EMA)' if ema else ''} on {settings.protocol.name}: "
-        f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}, "
-        f"{result.counted}{other_source}"
+        f"{objective_of(settings.protocol).summary(result)}{other_source}"
     )
 
 
@@ -105,7 +105,6 @@ def evaluate_checkpoint(
     from mixerbench.data.loader import eval_loader
     from mixerbench.data.source import open_images
     from mixerbench.devices import choose_device, weight_dtype
-    from mixerbench.training.evaluation import evaluate
 
     device = choose_device(settings.run.device)
     load_plugins(settings)
@@ -115,7 +114,8 @@ def evaluate_checkpoint(
     model.to(device, weight_dtype(settings.run.precision))
     loader = eval_loader(splits.val, settings.protocol, settings.run, device)
     corrupt = CorruptImages(splits.val, "val", settings.protocol.data.max_corrupt)
-    result = evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
+    objective = objective_of(settings.protocol)
+    result = objective.evaluate(model, loader, device, settings.run.precision, corrupt=corrupt)
     return result, splits.val
 
 

@@ -56,9 +56,11 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
         return
     if distillation.teacher_checkpoint is None:
         from mixerbench.models.weights import weights_digest
-        from mixerbench.recipe.loss import create_teacher
+        from mixerbench.objectives import objective_of
 
-        teacher = teacher or create_teacher(distillation, data.num_classes)
+        teacher = teacher or objective_of(protocol).create_teacher(
+            protocol.recipe, data.num_classes
+        )
         assert teacher is not None  # there is a kind of distillation
         distillation.teacher_digest = weights_digest(teacher.state_dict())
     else:
@@ -78,6 +80,14 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "protocol_fingerprint": protocol_fingerprint(settings.protocol),
         _MODEL: fingerprint(settings.model),
         "seed": settings.run.seed,
+    }
+
+
+def header_of(settings: Settings) -> dict[str, Any]:
+    """What the header of each of a run's checkpoints says of it; passwords are masked."""
+    return {
+        "identity": identity_of(settings),
+        "settings": masked(dataclasses.asdict(settings)),
     }
 
 

@@ -15,11 +15,11 @@ from mixerbench.config.schema import Run
 from mixerbench.models.backbone import without_statistics
 from mixerbench.models.blocks import Block
 from mixerbench.models.resnet import Bottleneck
-from mixerbench.recipe.loss import Logits
+from mixerbench.objectives.objective import Outputs
 from mixerbench.training.group import Group
 
-Forward = Callable[[Tensor, bool], Logits]
-"""Logits of images (B, 3, H, W); True with the last micro-batch that this process has in a step.
+Forward = Callable[[Tensor, bool], Outputs]
+"""Outputs for images (B, 3, H, W); True with the last micro-batch that this process has in a step.
 
 After the backward pass of the last one every process has the mean gradient of all.
 """
@@ -57,7 +57,7 @@ def _replicated(model: nn.Module, run: Run, group: Group, example: Tensor) -> Fo
         )
     _warm_up(replica, model, example)
 
-    def call(images: Tensor, last: bool) -> Logits:
+    def call(images: Tensor, last: bool) -> Outputs:
         with nullcontext() if last else replica.no_sync():
             return replica(images)
 
@@ -75,8 +75,8 @@ def _warm_up(forward: nn.Module, model: nn.Module, example: Tensor) -> None:
     """
     for _ in range(2):
         with without_statistics(model):
-            logits = forward(example)
-        parts = logits if isinstance(logits, tuple) else (logits,)
+            outputs = forward(example)
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
         (sum(part.sum() for part in parts) * 0.0).backward()
         model.zero_grad(set_to_none=True)
 
@@ -111,18 +111,18 @@ def _compile_blocks(model: nn.Module) -> None:
             part.compile()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over the processes in one piece; all must ask for it together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that is spread over the processes; all of them must call this together."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     """``tensor`` spread over the processes as ``like`` is."""
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
     return tensor
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; all of it where it is not spread."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

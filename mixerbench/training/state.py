@@ -13,7 +13,9 @@ from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.models.weights import check_numbers
 from mixerbench.training import checkpoint
 from mixerbench.training.group import ALONE, Group
-from mixerbench.training.parallel import part_of, whole
+from mixerbench.training.parallel import full_tensor, spread_like
+
+_BEST = "best_top1"
 
 
 @dataclass
@@ -22,10 +24,19 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     training_seconds: float = 0.0
-    best_top1: float = 0.0
+    best: float = 0.0  # the largest headline score of all evaluations
     evaluated: int = 0  # the step of the last evaluation
     unlogged: list[float] = field(default_factory=list)  # losses since the last line of the log
     corrupt: list[int] = field(default_factory=list)  # training images that could not be read
+
+    def as_header(self) -> dict[str, Any]:
+        """What a checkpoint's header says; files have always called the best score so."""
+        fields = asdict(self)
+        return {_BEST if name == "best" else name: value for name, value in fields.items()}
+
+    @classmethod
+    def from_header(cls, fields: dict[str, Any]) -> "Progress":
+        return cls(**{"best" if name == _BEST else name: fields[name] for name in fields})
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -64,13 +75,13 @@ class TrainingState:
             "val": {"checksums": self.val_checksums},
         }
         tensors = {
-            name: whole(tensor)
+            name: full_tensor(tensor)
             for part, content in parts.items()
             for name, tensor in checkpoint.with_prefix(part, content).items()
         }
         header = {
             **about,
-            "progress": asdict(self.progress),
+            "progress": self.progress.as_header(),
             "optimizer": optimizer_rest,
             "scaler": self.scaler.state_dict(),
         }
@@ -133,17 +144,20 @@ class TrainingState:
             except ValueError as error:
                 raise Refusal(f"{path}, {part}: {error}") from None
             module.load_state_dict(
-                {name: part_of(tensor, own.get(name, tensor)) for name, tensor in content.items()}
+                {
+                    name: spread_like(tensor, own.get(name, tensor))
+                    for name, tensor in content.items()
+                }
             )
         optimizer = _join(checkpoint.under_prefix("optimizer", tensors), header["optimizer"])
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, values in optimizer["state"].items():
             for name, value in values.items():
                 if isinstance(value, Tensor):
-                    values[name] = part_of(value, parameters[number])
+                    values[name] = spread_like(value, parameters[number])
         self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(header["scaler"])
-        self.progress = Progress(**header["progress"])
+        self.progress = Progress.from_header(header["progress"])
         self.val_checksums = tensors.get("val.checksums", _NONE)  # older ones have none
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from mixerbench.commands.import_ import read_checkpoint
 from mixerbench.config.schema import Distillation
-from mixerbench.recipe.loss import create_teacher
+from mixerbench.objectives.classification.teacher import create_teacher
 
 
 class Planted:

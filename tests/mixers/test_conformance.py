@@ -520,7 +520,7 @@ def test_a_check_changes_no_number_of_a_run(command, tmp_path, monkeypatch):
     losses = []
     for place in ("checked", "unchecked"):
         if place == "unchecked":
-            monkeypatch.setattr("mixerbench.training.run.check_mixers", lambda model: None)
+            monkeypatch.setattr("mixerbench.training.prepare.check_mixers", lambda model: None)
         given = [*tiny_runs.MODEL, *tiny_runs.DATA, *tiny_runs.RECIPE, *tiny_runs.RUN]
         mixer = ["mixer=attention", "mixer.attn_drop=0.1", "mixer.proj_drop=0.1"]
         outcome = command("train", *mixer, *given, f"run.root={tmp_path / place}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerbench.models import create_model
-from mixerbench.recipe.loss import DistillationLoss, create_loss
+from mixerbench.objectives.classification.loss import DistillationLoss, create_loss
 from mixerbench.recipe.mixup import create_mixup
 
 

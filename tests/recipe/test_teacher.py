@@ -13,7 +13,7 @@ from torch import nn
 
 from mixerbench.config.schema import Distillation, protocol_fingerprint
 from mixerbench.data.source import open_images
-from mixerbench.recipe.loss import create_teacher
+from mixerbench.objectives.classification.teacher import create_teacher
 from mixerbench.training.folder import complete
 
 NAME, CLASSES = "test_resnet", 7

@@ -24,11 +24,12 @@ from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.data.loader import UNREADABLE
 from mixerbench.errors import Refusal
+from mixerbench.objectives import CLASSIFICATION, EvaluationError
 from mixerbench.tracking.keys import Prediction
 from mixerbench.training import checkpoint
-from mixerbench.training.evaluation import EvaluationError, evaluate
 
 CPU = torch.device("cpu")
+evaluate = CLASSIFICATION.evaluate
 
 
 class _Table(nn.Module):

@@ -18,9 +18,11 @@ from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.data.corrupt import CorruptImages
 from mixerbench.errors import TrainingStopped
+from mixerbench.models.build import build_model
+from mixerbench.objectives.classification.loss import DistillationLoss
 from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.training import checkpoint, loop
-from mixerbench.training.loop import CHECKPOINTS
+from mixerbench.training import checkpoint, trainer
+from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.run import run_training
 
 PLAIN = ["recipe.mixup.mixup=0", "recipe.mixup.cutmix=0", "recipe.regularization.drop_path=0",
@@ -194,7 +196,7 @@ def test_a_setting_changes_the_run(override: str, plain: Any, trained: Trained) 
 def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The norm of all gradients as each optimizer step sees them."""
     seen: list[float] = []
-    create = loop.create_optimizer
+    create = trainer.create_optimizer
 
     def watched(recipe: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
         optimizer = create(recipe, model)
@@ -206,7 +208,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         optimizer.register_step_pre_hook(look)
         return optimizer
 
-    monkeypatch.setattr(loop, "create_optimizer", watched)
+    monkeypatch.setattr(trainer, "create_optimizer", watched)
     return seen
 
 
@@ -292,8 +294,7 @@ def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) ->
     assert run.curve("val_ema/loss") != run.curve("val/loss")
     from mixerbench.data.loader import eval_loader
     from mixerbench.data.source import open_images
-    from mixerbench.models.build import build_model
-    from mixerbench.training.evaluation import evaluate
+    from mixerbench.objectives import CLASSIFICATION
 
     settings, device = run.settings, torch.device("cpu")
     loader = eval_loader(
@@ -305,14 +306,14 @@ def test_the_moving_average_is_evaluated_beside_the_weights(trained: Trained) ->
         ("ema.safetensors", run.finished.result.final_ema),
     ):
         model.load_state_dict(checkpoint.load(run.folder / file)[0])
-        assert evaluate(model, loader, device, "fp32").loss == final.loss
+        assert CLASSIFICATION.evaluate(model, loader, device, "fp32").loss == final.loss
 
 
 def test_the_moving_average_has_the_decay_that_is_set(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
-    create = loop.create_ema
+    create = trainer.create_ema
 
     def watched(recipe: Any, model: torch.nn.Module) -> Any:
         ema = create(recipe, model)
@@ -326,7 +327,7 @@ def test_the_moving_average_has_the_decay_that_is_set(
         monkeypatch.setattr(ema, "update", and_look)
         return ema
 
-    monkeypatch.setattr(loop, "create_ema", watched)
+    monkeypatch.setattr(trainer, "create_ema", watched)
     run = trained("recipe.ema.decay=0.75", "recipe.epochs=1")
     expected = seen[0]
     for weights in seen[1:]:
@@ -367,14 +368,14 @@ def break_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def arm(micro_batch: int, value: float) -> None:
         calls: list[None] = []
-        forward = loop.DistillationLoss.forward
+        forward = DistillationLoss.forward
 
         def broken(self: Any, *arguments: Any) -> torch.Tensor:
             calls.append(None)
             loss: torch.Tensor = forward(self, *arguments)
             return loss * value if len(calls) == micro_batch + 1 else loss
 
-        monkeypatch.setattr(loop.DistillationLoss, "forward", broken)
+        monkeypatch.setattr(DistillationLoss, "forward", broken)
 
     return arm
 
@@ -449,7 +450,7 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(
 def test_weights_that_are_no_numbers_are_never_saved(
     step: int, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = loop.create_optimizer
+    create = trainer.create_optimizer
 
     def poisoned(recipe: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
         optimizer = create(recipe, model)
@@ -463,6 +464,6 @@ def test_weights_that_are_no_numbers_are_never_saved(
         optimizer.register_step_pre_hook(poison)
         return optimizer
 
-    monkeypatch.setattr(loop, "create_optimizer", poisoned)
+    monkeypatch.setattr(trainer, "create_optimizer", poisoned)
     _, folder = _stopped(tiny())
     assert _all_finite(folder)

@@ -16,10 +16,11 @@ from processes import CLOCKS
 
 from leaderboard import read_runs
 from mixerbench.errors import PREEMPTED, Interrupted, Preempted, Refusal, StopRequested, exit_code
+from mixerbench.objectives.classification import Classification, loss
 from mixerbench.stopping import SIGNALS, Stop
 from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.training import checkpoint, loop, run
-from mixerbench.training.loop import CHECKPOINTS
+from mixerbench.training import checkpoint, run, trainer
+from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.place import may_be_a_restart
 from mixerbench.training.run import run_training
 
@@ -69,10 +70,10 @@ def test_a_run_that_is_told_to_stop_saves_that_step_and_goes_on_as_if_it_had_not
 ) -> None:
     whole = trained(WINDOW)
     handlers = [signal.getsignal(one) for one in SIGNALS]
-    # seed_generators is called for the weights once, then for each of two virtual ranks a step
-    told = _tell(number, 1 + 2 * step, loop.seed_generators)
+    # seed_generators is called for each of two virtual ranks a step
+    told = _tell(number, 2 * step, trainer.seed_generators)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "seed_generators", told)
+        patch.setattr(trainer, "seed_generators", told)
         with pytest.raises(Preempted, match=rf"{number.name}.*step {step} .*run\.resume=") as error:
             run_training(tiny(WINDOW))
     assert [signal.getsignal(one) for one in SIGNALS] == handlers
@@ -94,13 +95,14 @@ def test_a_run_that_is_told_to_stop_in_an_evaluation_makes_up_for_it(
 ) -> None:
     whole = trained()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", _tell(signal.SIGTERM, evaluation, loop.evaluate))
+        told = _tell(signal.SIGTERM, evaluation, Classification.evaluate)
+        patch.setattr(Classification, "evaluate", told)
         with pytest.raises(Preempted):
             run_training(tiny())
     _assert_same_run(whole.folder, trained("run.resume=auto").folder)
 
 
-@pytest.mark.parametrize("place", ["_keep", "measure_model"])
+@pytest.mark.parametrize("place", ["keep", "measure"])
 def test_a_run_that_is_told_to_stop_behind_its_training_trains_nothing_again(
     place: str,
     tiny: Callable[..., Any],
@@ -116,7 +118,7 @@ def test_a_run_that_is_told_to_stop_behind_its_training_trains_nothing_again(
     folder = Path(re.search(r"run\.resume=(\S+)", str(error.value))[1])  # type: ignore[index]
     assert [r["status"] for r, _ in read(folder / FILE_NAME) if r["kind"] == "end"] == ["KILLED"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "create_loss", lambda recipe: _Never())
+        patch.setattr(loss, "create_loss", lambda recipe: _Never())
         resumed = trained(*measured, "run.resume=auto")
     assert resumed.folder == folder
     _assert_same_run(whole.folder, folder)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixerbench.config.schema import Settings
 from mixerbench.models.backbone import Backbone
-from mixerbench.training import loop
+from mixerbench.training import trainer
 from mixerbench.training.run import run_training
 
 EPOCHS, STEPS = 3, 4  # of the tiny runs
@@ -102,7 +102,7 @@ def test_offsets_are_trained_at_their_own_rate(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[float]] = []
-    create = loop.create_optimizer
+    create = trainer.create_optimizer
 
     def watched(recipe: Any, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = create(recipe, model)
@@ -111,7 +111,7 @@ def test_offsets_are_trained_at_their_own_rate(
         )
         return optimizer
 
-    monkeypatch.setattr(loop, "create_optimizer", watched)
+    monkeypatch.setattr(trainer, "create_optimizer", watched)
     monkeypatch.setattr(Backbone, "offset_parameters", lambda self: {"head.weight"})  # no pyramid
     trained("recipe=lit", "recipe.optimizer.lr=0.01", "recipe.optimizer.lr_batch_size=null",
             "recipe.schedule.warmup_lr=0.002", "recipe.schedule.min_lr=0.0001")  # fmt: skip

@@ -23,10 +23,10 @@ from mixerbench.config.schema import (
 )
 from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.measure.peak import peak_flops
+from mixerbench.objectives.classification.accuracy import HARDEST_IMAGES, THUMBNAIL_PIXELS
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.tracking.keys import SCHEMA_VERSION, Artifact, Hardest, Metric, Prediction, Tag
 from mixerbench.training import provenance
-from mixerbench.training.evaluation import HARDEST_IMAGES, THUMBNAIL_PIXELS
 from mixerbench.training.folder import RUN_FILE, open_folder, read_settings
 from mixerbench.training.progress import ProgressView
 from mixerbench.training.run import run_training

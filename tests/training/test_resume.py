@@ -22,7 +22,7 @@ from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal
 from mixerbench.tracking.journal import FILE_NAME, is_finished, read
 from mixerbench.training import checkpoint
-from mixerbench.training.loop import CHECKPOINTS
+from mixerbench.training.checkpoint import CHECKPOINTS
 from mixerbench.training.run import run_training
 
 ROOT = Path(__file__).parents[2]
@@ -120,11 +120,11 @@ def test_a_resumed_run_repeats_no_step_before_its_checkpoint(
 ) -> None:
     stopped("train/loss", 6)
     seeded = []
-    from mixerbench.training import loop
+    from mixerbench.training import trainer
 
-    original = loop.seed_generators
+    original = trainer.seed_generators
     monkeypatch.setattr(
-        loop, "seed_generators", lambda *numbers: (seeded.append(numbers), original(*numbers))
+        trainer, "seed_generators", lambda *numbers: (seeded.append(numbers), original(*numbers))
     )
     trained("run.resume=auto")
     assert {numbers[2] for numbers in seeded if numbers[0] == "step"} == set(range(4, 12))

@@ -47,21 +47,20 @@ that single precision can be compared at a low rate only; double precision at an
 def _train(settings: Settings, stop_after: int | None, batches: str) -> None:
     """In each process: train, and write down a hash of every micro-batch as the model sees it."""
     from mixerbench.errors import Preempted
-    from mixerbench.recipe.loss import DistillationLoss
-    from mixerbench.training import loop
+    from mixerbench.objectives.classification import loss
     from mixerbench.training.group import join
     from mixerbench.training.run import run_training
 
     seen: list[str] = []
 
-    class Watched(DistillationLoss):
+    class Watched(loss.DistillationLoss):
         def forward(self, images: Any, logits: Any, targets: Any) -> Any:
             seen.append(hashlib.sha256(_bytes(images) + _bytes(targets)).hexdigest())
             if stop_after is not None and len(seen) == stop_after:
                 os.kill(os.getpid(), signal.SIGUSR1)
             return super().forward(images, logits, targets)
 
-    loop.DistillationLoss = Watched  # type: ignore[misc]
+    loss.DistillationLoss = Watched  # type: ignore[misc]
     with join() as group:
         try:
             run_training(settings, group)

@@ -1,19 +1,12 @@
-"""Losses, and distillation around them."""
+"""Losses of classification, and distillation around them."""
 
-import textwrap
-
-import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Distillation, Recipe
-from mixerbench.errors import Refusal
-from mixerbench.models.weights import check_numbers
-
-Logits = Tensor | tuple[Tensor, Tensor]
+from mixerbench.objectives.objective import Outputs
 
 
 def create_loss(recipe: Recipe) -> nn.Module:
@@ -48,7 +41,7 @@ class DistillationLoss(nn.Module):
         self.teacher = teacher
         self.distillation = distillation
 
-    def forward(self, images: Tensor, logits: Logits, targets: Tensor) -> Tensor:
+    def forward(self, images: Tensor, logits: Outputs, targets: Tensor) -> Tensor:
         """
         Args:
             images: what the model saw, mixed; the teacher sees the same.
@@ -72,40 +65,3 @@ class DistillationLoss(nn.Module):
                 log_target=True,
             ) * (tau * tau / distilled.numel())
         return (1.0 - alpha) * base + alpha * distance
-
-
-def create_teacher(distillation: Distillation, num_classes: int) -> nn.Module | None:
-    """The frozen teacher, any timm model, or None where the recipe has none.
-
-    Raises:
-        Refusal: no such timm model, weights that do not fit it, or a classifier for other
-            classes.
-    """
-    if distillation.kind == "none":
-        return None
-    name, path = distillation.teacher, distillation.teacher_checkpoint
-    if not timm.is_model(name):
-        raise Refusal(f"teacher {name!r} is not a timm model: see timm.list_models().")
-    published = timm.get_pretrained_cfg_value(name, "num_classes")
-    if path is None and published is not None and published != num_classes:
-        # timm would leave the published classifier out, and put a random one in its place.
-        raise Refusal(
-            f"teacher {name!r}: its pretrained weights tell {published} classes apart and the data "
-            f"has {num_classes}. Train a teacher on this data and give its file, "
-            "recipe.distillation.teacher_checkpoint=FILE."
-        )
-    try:
-        teacher = timm.create_model(name, pretrained=path is None, num_classes=num_classes)
-        if path is not None:  # DeiT takes the teacher's weights, not their moving average
-            weights = load_state_dict(path, use_ema=False, weights_only=True)
-            check_numbers(weights, teacher.state_dict())
-            teacher.load_state_dict(weights)
-        else:
-            check_numbers(teacher.state_dict(), teacher.state_dict())
-    except Exception as error:  # of the file system, pickle, safetensors, torch or timm
-        reason = textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...")
-        raise Refusal(
-            f"teacher {name!r}: cannot load {path or 'its pretrained weights'} for {num_classes} "
-            f"classes: {reason}"
-        ) from None
-    return teacher.eval().requires_grad_(False)
