@@ -1,163 +1,25 @@
-"""Checks of resolved settings that need neither torch nor data: the fast refusals."""
+"""Checks of resolved settings that need neither torch nor data: the fast refusals.
+
+What one setting must be stands at the setting, in `schema.py`; here is what several must be
+together.
+"""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import reduce
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
-from mixerbench.config.schema import (
-    LAUNCHERS,
-    PARALLEL,
-    PIXELS,
-    PRECISIONS,
-    Batch,
-    Settings,
-    flatten,
-)
+from mixerbench.config.quantities import between, choice
+from mixerbench.config.rules import Bound, settings_of
+from mixerbench.config.schema import Batch, Settings, flatten
 from mixerbench.config.sizes import halved_grid, token_grid
 from mixerbench.config.sources import source_catalog
 from mixerbench.errors import Refusal
 from mixers.core.catalog import Entry, nearest
 from mixers.core.plan import check_names, check_prefix, read_plan, spread
 
-_CHOICES = {
-    "run.precision": PRECISIONS,
-    "run.parallel": PARALLEL,
-    "launcher.name": LAUNCHERS,
-    "protocol.data.pixels": PIXELS,
-    "protocol.recipe.augmentation.crop": ("resized", "padded"),
-    "protocol.recipe.schedule.interval": ("epoch", "step"),
-    "protocol.recipe.loss.name": ("cross_entropy", "binary_cross_entropy"),
-    "protocol.recipe.mixup.mode": ("batch",),  # timm's other modes take timm's own CutMix box
-    "protocol.recipe.regularization.drop_path_schedule": ("linear", "constant"),
-    "protocol.recipe.distillation.kind": ("none", "soft", "hard"),
-}
-
-_Test = Callable[[Any], bool]
-
-
-def _from(least: int, most: float) -> tuple[str, _Test]:
-    """A slip of a key asks for a million processes: what no machine has is refused too."""
-    return f"give {least} or more, up to {most}", lambda value: least <= value <= most
-
-
-def _above_zero(most: float) -> tuple[str, _Test]:
-    return f"give a number above 0, up to {most}", lambda value: 0 < value <= most
-
-
-_ZERO_OR_MORE: tuple[str, _Test] = ("give 0 or more", lambda value: value >= 0)
-_POSITIVE: tuple[str, _Test] = ("give a number above 0", lambda value: value > 0)
-_SHARE: tuple[str, _Test] = ("give a number from 0 to 1", lambda value: 0 <= value <= 1)
-_BELOW_ONE: tuple[str, _Test] = ("give 0 or more, below 1", lambda value: 0 <= value < 1)
-_PER_CHANNEL: tuple[str, _Test] = ("give one number for each of 3 channels", lambda v: len(v) == 3)
-_RANGE: tuple[str, _Test] = (
-    "give [low, high] above 0",
-    lambda value: len(value) == 2 and 0 < value[0] <= value[1],
-)
-_SHARES: tuple[str, _Test] = (
-    "give [low, high] above 0 and up to 1",
-    lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
-)
-
-_PIXELS = _from(1, 16384)  # of an image's side
-_IMAGES = _from(1, 2**20)  # of a batch
-_EPOCHS = 1_000_000
-_SIZE = _from(1, 2**16)  # channels, blocks, heads
-_STEPS = _from(1, 10**9)
-_SECONDS = 24 * 60 * 60
-_PROCESSES = 1024  # or threads
-
-_BOUNDS: Mapping[str, tuple[str, _Test]] = {
-    "tracking.experiment": ("give a name, or null for the protocol's", lambda value: bool(value)),
-    "protocol.name": (
-        "give letters, digits, '.', '_' and '-', as it names a folder, and no '.' first",
-        lambda value: re.fullmatch(r"[\w-][\w.-]*", value) is not None,
-    ),
-    "protocol.image_size": _PIXELS,
-    "protocol.patch_size": _PIXELS,
-    "protocol.data.num_classes": _from(1, 1_000_000),
-    "protocol.data.train_images": _from(1, 10**9),
-    "protocol.data.val_images": _from(1, 10**9),
-    "protocol.data.mean": _PER_CHANNEL,
-    "protocol.data.std": (
-        "give one number above 0 for each of 3 channels",
-        lambda value: len(value) == 3 and min(value) > 0,
-    ),
-    "protocol.data.max_corrupt": _SHARE,
-    "protocol.recipe.epochs": _from(1, _EPOCHS),
-    "protocol.recipe.batch.size": _IMAGES,
-    "protocol.recipe.batch.micro_batch_size": _IMAGES,
-    "protocol.recipe.optimizer.lr": _POSITIVE,
-    "protocol.recipe.optimizer.lr_batch_size": _IMAGES,
-    "protocol.recipe.optimizer.offset_lr_scale": _POSITIVE,
-    "protocol.recipe.optimizer.momentum": _BELOW_ONE,
-    "protocol.recipe.optimizer.betas": (
-        "give two numbers from 0 to 1",
-        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
-    ),
-    "protocol.recipe.optimizer.eps": _POSITIVE,
-    "protocol.recipe.optimizer.weight_decay": _ZERO_OR_MORE,
-    "protocol.recipe.optimizer.clip_grad_norm": _POSITIVE,
-    "protocol.recipe.schedule.warmup_epochs": _from(0, _EPOCHS),
-    "protocol.recipe.schedule.warmup_lr": _ZERO_OR_MORE,
-    "protocol.recipe.schedule.min_lr": _ZERO_OR_MORE,
-    "protocol.recipe.augmentation.scale": _SHARES,
-    "protocol.recipe.augmentation.ratio": _RANGE,
-    "protocol.recipe.augmentation.hflip": _SHARE,
-    "protocol.recipe.augmentation.color_jitter": _ZERO_OR_MORE,
-    "protocol.recipe.augmentation.random_erasing": _SHARE,
-    "protocol.recipe.augmentation.random_erasing_count": _from(1, 1000),
-    "protocol.recipe.augmentation.repeats": _from(1, 1000),
-    "protocol.recipe.mixup.mixup": _ZERO_OR_MORE,
-    "protocol.recipe.mixup.cutmix": _ZERO_OR_MORE,
-    "protocol.recipe.mixup.prob": _SHARE,
-    "protocol.recipe.mixup.switch_prob": _SHARE,
-    "protocol.recipe.loss.label_smoothing": _BELOW_ONE,
-    "protocol.recipe.regularization.drop_path": _BELOW_ONE,
-    "protocol.recipe.regularization.dropout": _BELOW_ONE,
-    "protocol.recipe.batch_norm_momentum": (
-        "give a number above 0 and up to 1",
-        lambda value: 0 < value <= 1,
-    ),
-    "protocol.recipe.ema.decay": _SHARE,
-    "protocol.recipe.distillation.alpha": _SHARE,
-    "protocol.recipe.distillation.tau": _POSITIVE,
-    "protocol.evaluation.crop_ratio": _above_zero(10),
-    "protocol.evaluation.image_size": _PIXELS,
-    "run.seed": ("give a number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    "run.device": (
-        "give auto, cpu, cuda or cuda:<number>",
-        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
-    ),
-    "run.devices": _from(1, _PROCESSES),
-    "run.max_restarts": _from(0, 1_000_000),
-    "run.threads": _from(1, _PROCESSES),
-    "run.workers": _from(0, _PROCESSES),
-    "run.log_every_steps": _STEPS,
-    "run.evaluate_every_epochs": _from(1, _EPOCHS),
-    "run.checkpoint_every_epochs": _from(1, _EPOCHS),
-    "run.checkpoint_every_steps": _STEPS,
-    "run.keep_checkpoints": _from(1, 1_000_000),
-    "run.evaluation_batch_size": _IMAGES,
-    "run.measure_batch_size": _IMAGES,
-    "run.measure_seconds": _above_zero(_SECONDS),
-    "tracking.upload_every_seconds": _above_zero(_SECONDS),
-    "tracking.timeout_seconds": _above_zero(_SECONDS),
-    "tracking.flush_seconds": _from(0, _SECONDS),
-    "tracking.system_metrics_every_seconds": _above_zero(_SECONDS),
-    "launcher.devices": (
-        "give the numbers of GPUs, from 0",
-        lambda value: min(value, default=0) >= 0,
-    ),
-    "launcher.jobs": _from(1, 100_000),
-    "launcher.nodes": _from(1, 100_000),
-    "launcher.minutes": _from(1, 366 * 24 * 60),
-    "launcher.warning_seconds": _from(1, 65535),  # as sbatch has it
-    "launcher.cpus_per_device": _from(1, _PROCESSES),
-    "launcher.memory_gib": _from(1, 1_000_000),
-}
-"""What a value must be, beyond its type; None, where a setting may be null, always passes."""
+_SIZE: Final = between(1, 2**16)  # channels, blocks, heads
 
 
 def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
@@ -169,26 +31,21 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
     Raises:
         Refusal: what came, what fits, what to do.
     """
-    sources = tuple(source_catalog(settings.plugins))
-    for path, choices in {"protocol.data.source": sources, **_CHOICES}.items():
-        value = _get(settings, path)
-        if value not in choices:
-            raise Refusal(f"{path}={value}: choose one of {', '.join(choices)}.")
-    for path, (hint, fits) in _BOUNDS.items():
-        value = _get(settings, path)
-        if value is not None and not fits(value):
-            raise Refusal(f"{path}={value}: {hint}.")
+    for setting in settings_of(Settings):
+        value = reduce(getattr, setting.path.split("."), settings)
+        _check_bound(setting.path, value, setting.bound)
+    source = settings.protocol.data.source
+    _check_bound("protocol.data.source", source, choice(*source_catalog(settings.plugins)))
     for path, value in flatten(dataclasses.asdict(settings)):
         if not _is_number(value):
             raise Refusal(
                 f"{path.removeprefix('model.')}={value}: give a number between -1e100 "
                 "and 1e100, a whole one between -1e15 and 1e15."
             )
-    hint, fits = _SIZE
     for name, value in settings.model["size"].items():
         numbers = value if isinstance(value, list) else [value]
-        if name != "name" and not (numbers and all(map(fits, numbers))):
-            raise Refusal(f"size.{name}={value}: {hint}.")
+        if name != "name" and not (numbers and all(map(_SIZE.allows, numbers))):
+            raise Refusal(f"size.{name}={value}: {_SIZE.hint}.")
     if settings.protocol.data.pixels == "same-law-opencv" and find_spec("cv2") is None:
         raise Refusal(
             "protocol.data.pixels=same-law-opencv needs OpenCV: pip install 'mixerbench[opencv]'."
@@ -199,7 +56,7 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> No
 
 
 def _is_number(value: Any) -> bool:
-    """Not nan, inf, or beyond all reckoning; inside lists and the mappings of a plan too."""
+    """False for nan, infinity and what is too large to compute with; looks into lists and plans."""
     if isinstance(value, Mapping):
         return all(map(_is_number, value.values()))
     if isinstance(value, list):
@@ -210,11 +67,9 @@ def _is_number(value: Any) -> bool:
     return -most < value < most
 
 
-def _get(settings: Settings, path: str) -> Any:
-    value: Any = settings
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
+def _check_bound(path: str, value: Any, bound: Bound | None) -> None:
+    if bound is not None and value is not None and not bound.allows(value):
+        raise Refusal(f"{path}={value}: {bound.hint}.")
 
 
 def check_processes(batch: Batch, processes: int) -> None:

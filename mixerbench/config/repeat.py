@@ -15,17 +15,14 @@ from mixerbench.config.compose import compose
 from mixerbench.config.files import config_names
 from mixerbench.config.overrides import in_hydras_words
 from mixerbench.config.parts import part_catalog
-from mixerbench.config.schema import UNHASHED, flatten
+from mixerbench.config.rules import FILLED_IN, marked
+from mixerbench.config.schema import UNHASHED, Protocol, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import Refusal
 from mixers.core.catalog import MISSING, Entry
 from mixers.core.plan import PLAN, SCHEDULES
 
-_FILLED_IN = (
-    *("data.digest", "data.packed", "data.num_classes"),
-    "recipe.distillation.teacher_digest",
-)
-"""Known once the data is opened: the command line does not say them."""
+_FILLED_IN = frozenset(marked(Protocol, FILLED_IN))
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -1,6 +1,7 @@
 """The typed schema of the three groups: model, protocol, run. Standard library only.
 
-A field without a default gets its value from ``configs/``; no value stands in two places.
+A field without a default gets its value from ``configs/``; no value stands in two places. A field's
+annotation holds all its rules (see `rules.py`): a new setting is one line here.
 """
 
 import dataclasses
@@ -9,13 +10,53 @@ import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional, TypeVar
+from typing import Annotated, Any, Optional, TypeVar
+
+from mixerbench.config.quantities import (
+    BatchSize,
+    BelowOne,
+    Betas,
+    Count,
+    Deviations,
+    Device,
+    Epochs,
+    FolderName,
+    Images,
+    Jobs,
+    Means,
+    Pixels,
+    Positive,
+    Processes,
+    Ratios,
+    Seconds,
+    Share,
+    Shares,
+    Steps,
+    Times,
+    ZeroOrMore,
+    above_zero,
+    between,
+    choice,
+)  # fmt: skip
+from mixerbench.config.rules import (
+    ADDED_LATER,
+    FILLED_IN,
+    FREE_IN_SUITE,
+    LOCAL,
+    MEASURED_WITH,
+    NOT_HASHED,
+    Bound,
+    marked,
+)
 
 PROTOCOL_VERSION = 2
 """Part of every fingerprint; raised when the code gives a protocol field another meaning.
 
 2: BatchNorm's running statistics are updated once a step, by the first virtual rank.
 """
+
+PIXELS = ("exact", "same-law", "same-law-opencv")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 
 
 # --- protocol: what must be identical -------------------------------------------------------
@@ -27,18 +68,21 @@ class Data:
 
     name: str
     source: str  # the name of a data source
-    num_classes: Optional[int]  # None: as many as there are class folders
-    mean: list[float]  # per channel, of pixels in 0..1
-    std: list[float]
-    root: Optional[str] = None
-    download: bool = False
+    num_classes: Annotated[Optional[Count], FILLED_IN]  # None: as many as there are class folders
+    mean: Means  # per channel, of pixels in 0..1
+    std: Deviations
+    root: Annotated[Optional[str], NOT_HASHED, LOCAL] = None
+    download: Annotated[bool, NOT_HASHED] = False
     exif_orientation: bool = False  # turn an image as its tag says, as viewers do; DeiT does not
-    max_corrupt: float = 0.001  # share of a split's images that may be unreadable, and replaced
-    train_images: Optional[int] = None  # synthetic only
-    val_images: Optional[int] = None
-    digest: Optional[str] = None  # of the images' names and labels; filled in when they are opened
-    pixels: str = "exact"  # one of PIXELS: how training images are resized and turned
-    packed: Optional[str] = None  # what packing did to the training images; filled in likewise
+    # The share of a split's images that may be unreadable; what replaces them is recorded.
+    max_corrupt: Annotated[Share, NOT_HASHED] = 0.001
+    train_images: Optional[Images] = None  # synthetic only
+    val_images: Optional[Images] = None
+    digest: Annotated[Optional[str], FILLED_IN] = None  # of the images' names and labels
+    # How training images are resized and turned.
+    pixels: Annotated[str, choice(*PIXELS), ADDED_LATER] = "exact"
+    # What packing did to the training images.
+    packed: Annotated[Optional[str], FILLED_IN, ADDED_LATER] = None
 
 
 @dataclass
@@ -49,90 +93,92 @@ class Batch:
     hardware that happens to do the work does not change them.
     """
 
-    size: int
-    micro_batch_size: int
+    size: BatchSize
+    micro_batch_size: BatchSize
 
 
 @dataclass
 class Optimizer:
     name: str
-    lr: float
-    lr_batch_size: Optional[int]  # lr is for this batch and scales linearly; None: as it stands
-    offset_lr_scale: float  # weights of deformable convolutions' offsets: a multiple of the others'
-    momentum: Optional[float]  # SGD's; this and the next two: None where the optimizer has none
-    betas: Optional[list[float]]
-    eps: Optional[float]
-    weight_decay: float
-    clip_grad_norm: Optional[float]
+    lr: Positive
+    lr_batch_size: Optional[BatchSize]  # lr is for this batch and scales linearly; None: as it is
+    offset_lr_scale: Positive  # of weights that compute a deformable convolution's offsets
+    momentum: Optional[BelowOne]  # SGD's; this and the next two: None where the optimizer has none
+    betas: Optional[Betas]
+    eps: Optional[Positive]
+    weight_decay: ZeroOrMore
+    clip_grad_norm: Optional[Positive]
 
 
 @dataclass
 class Schedule:
     """Linear warm-up, then a cosine."""
 
-    interval: str  # epoch: one value per epoch; step: one per optimizer step
-    warmup_epochs: int
-    warmup_lr: float
-    min_lr: float
+    interval: Annotated[str, choice("epoch", "step")]  # how often the learning rate changes
+    warmup_epochs: Annotated[int, between(0, 1_000_000)]
+    warmup_lr: ZeroOrMore
+    min_lr: ZeroOrMore
 
 
 @dataclass
 class Augmentation:
-    crop: str  # resized: a random part, resized; padded: DeiT's choice for 32 pixels and below
-    scale: list[float]  # of the image's area
-    ratio: list[float]  # width / height
-    hflip: float
-    color_jitter: Optional[float]
+    # resized: a random part, resized; padded: DeiT's choice for 32 pixels and below
+    crop: Annotated[str, choice("resized", "padded")]
+    scale: Shares  # of the image's area
+    ratio: Ratios  # width / height
+    hflip: Share
+    color_jitter: Optional[ZeroOrMore]
     auto_augment: Optional[str]  # timm's notation
     interpolation: str
-    random_erasing: float
+    random_erasing: Share
     random_erasing_mode: str
-    random_erasing_count: int
-    repeats: int  # times that an image stands in a row in the epoch's order
+    random_erasing_count: Times
+    repeats: Times  # of an image in a row, in the epoch's order
 
 
 @dataclass
 class Mixup:
-    mixup: float  # alpha of mixup's Beta distribution, 0 for none
-    cutmix: float
-    prob: float
-    switch_prob: float
-    mode: str
+    mixup: ZeroOrMore  # alpha of mixup's Beta distribution, 0 for none
+    cutmix: ZeroOrMore
+    prob: Share
+    switch_prob: Share
+    mode: Annotated[str, choice("batch")]  # timm's other modes take timm's own CutMix box
 
 
 @dataclass
 class Loss:
-    name: str  # cross_entropy or binary_cross_entropy
-    label_smoothing: float
+    name: Annotated[str, choice("cross_entropy", "binary_cross_entropy")]
+    label_smoothing: BelowOne
 
 
 @dataclass
 class Regularization:
-    drop_path: float
-    drop_path_schedule: str  # linear over depth, or constant
-    dropout: float
+    drop_path: BelowOne
+    drop_path_schedule: Annotated[str, choice("linear", "constant")]  # over depth
+    dropout: BelowOne
     layer_scale: Optional[float]
 
 
 @dataclass
 class Ema:
-    decay: float  # per optimizer step
+    decay: Share  # per optimizer step
 
 
 @dataclass
 class Distillation:
-    kind: str  # none, soft or hard
+    kind: Annotated[str, choice("none", "soft", "hard")]
     teacher: str  # a timm model
-    teacher_checkpoint: Optional[str]  # a file of its weights; None: timm's pretrained ones
-    alpha: float
-    tau: float
-    teacher_digest: Optional[str] = None  # of that file, or those weights; filled in
+    # A file of its weights; None: timm's pretrained ones.
+    teacher_checkpoint: Annotated[Optional[str], NOT_HASHED, LOCAL]
+    alpha: Share
+    tau: Positive
+    teacher_digest: Annotated[Optional[str], FILLED_IN] = None  # of that file, or those weights
 
 
 @dataclass
 class Recipe:
-    name: str
-    epochs: int
+    name: Annotated[str, NOT_HASHED, FREE_IN_SUITE]
+    epochs: Epochs
     batch: Batch
     optimizer: Optimizer
     schedule: Schedule
@@ -140,53 +186,33 @@ class Recipe:
     mixup: Mixup
     loss: Loss
     regularization: Regularization
-    batch_norm_momentum: float  # share of a micro-batch in BatchNorm's running statistics
+    # The share of a micro-batch in BatchNorm's running statistics.
+    batch_norm_momentum: Annotated[
+        float, Bound("give a number above 0 and up to 1", lambda value: 0 < value <= 1)
+    ]
     ema: Ema
     distillation: Distillation
-    position_std: float = 0.02  # ViT's; of learned position embeddings when training begins
+    # Of learned position embeddings when training begins; ViT's.
+    position_std: Annotated[ZeroOrMore, ADDED_LATER] = 0.02
 
 
 @dataclass
 class Evaluation:
-    crop_ratio: float
+    crop_ratio: Annotated[float, above_zero(10)]
     interpolation: str
-    image_size: Optional[int] = None  # None: the training resolution
+    image_size: Optional[Pixels] = None  # None: the training resolution
 
 
 @dataclass
 class Protocol:
-    name: str
-    description: str
-    image_size: int
-    patch_size: int  # what stems take unless told otherwise
+    name: Annotated[FolderName, NOT_HASHED, FREE_IN_SUITE]
+    description: Annotated[str, NOT_HASHED, FREE_IN_SUITE]
+    image_size: Pixels
+    # What stems take unless told otherwise; the model records what it took.
+    patch_size: Annotated[Pixels, NOT_HASHED, FREE_IN_SUITE]
     data: Data
     recipe: Recipe
     evaluation: Evaluation
-
-
-UNHASHED = frozenset(
-    {
-        "name",
-        "description",
-        "patch_size",  # a default of the stem; the model records what it took
-        "data.root",
-        "data.download",
-        "data.max_corrupt",  # a tolerance; what was replaced is recorded with the run
-        "recipe.name",
-        "recipe.distillation.teacher_checkpoint",
-    }
-)
-"""Protocol fields that are names, places and tolerances: they do not change a result."""
-
-
-ADDED_LATER = {"data.pixels": "exact", "data.packed": None, "recipe.position_std": 0.02}
-"""Protocol fields that came later, with what held before: left out of the hash where it holds."""
-
-
-PIXELS = ("exact", "same-law", "same-law-opencv")
-PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
-PARALLEL = ("ddp", "fsdp")
-LAUNCHERS = ("local", "slurm")
 
 
 # --- run: what must not matter --------------------------------------------------------------
@@ -194,39 +220,52 @@ LAUNCHERS = ("local", "slurm")
 
 @dataclass
 class Run:
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    devices: int = 1  # processes on each machine, one per device
-    parallel: str = "ddp"  # one of PARALLEL: every device holds the model, or a part of it
-    max_restarts: int = 3  # of all processes after one of several has died
-    precision: str = "fp32"  # one of PRECISIONS; fp64 is for checking
+    seed: Annotated[
+        int,
+        Bound("give a number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+        FREE_IN_SUITE,
+    ] = 0
+    device: Annotated[Device, MEASURED_WITH] = "auto"
+    devices: Processes = 1  # on each machine, one process per device
+    # ddp: every device holds the model; fsdp: a part of it
+    parallel: Annotated[str, choice("ddp", "fsdp")] = "ddp"
+    max_restarts: Annotated[int, between(0, 1_000_000)] = 3  # of all processes after one has died
+    # fp64 is for checking
+    precision: Annotated[str, choice(*PRECISIONS), MEASURED_WITH] = "fp32"
     compile: bool = False
     grad_checkpointing: bool = False
-    threads: int = 1  # of one process on the CPU; two busy threads on a shared machine cost 7x
-    workers: Optional[int] = None  # loader processes; None: 0 on the CPU, else up to 16
-    log_every_steps: int = 10
-    evaluate_every_epochs: int = 1
-    checkpoint_every_epochs: int = 1
-    checkpoint_every_steps: Optional[int] = None  # beside those; None: within epochs none
-    keep_checkpoints: int = 2
-    evaluation_batch_size: int = 256
+    # Of one process on the CPU; two busy threads on a shared machine cost 7x.
+    threads: Annotated[Processes, MEASURED_WITH] = 1
+    # Loader processes; None: 0 on the CPU, else up to 16.
+    workers: Annotated[Optional[int], between(0, 1024)] = None
+    log_every_steps: Steps = 10
+    evaluate_every_epochs: Epochs = 1
+    checkpoint_every_epochs: Epochs = 1
+    checkpoint_every_steps: Optional[Steps] = None  # beside those; None: within epochs none
+    keep_checkpoints: Count = 2
+    evaluation_batch_size: BatchSize = 256
     measure: bool = True  # MFU while training; FLOPs, throughput, latency and memory after it
-    measure_batch_size: int = 32
-    measure_seconds: float = 2.0
-    resume: str = "never"  # never; auto: the newest unfinished run of these settings; or its folder
-    root: str = "runs"
+    measure_batch_size: Annotated[BatchSize, MEASURED_WITH] = 32
+    measure_seconds: Annotated[Seconds, MEASURED_WITH] = 2.0
+    # never; auto: the newest unfinished run of these settings; or its folder
+    resume: Annotated[str, LOCAL] = "never"
+    root: Annotated[str, LOCAL] = "runs"
     progress: bool = True
 
 
 @dataclass
 class Tracking:
     uri: Optional[str] = None  # None: $MLFLOW_TRACKING_URI, else sqlite:///<here>/mlflow.db
-    experiment: Optional[str] = None  # None: mixerbench-<protocol>
+    # None: mixerbench-<protocol>
+    experiment: Annotated[Optional[str], Bound("give a name, or null for the protocol's", bool)] = (
+        None
+    )
     offline: bool = False  # write the journal only; 'mixerbench sync' uploads it
-    upload_every_seconds: float = 5.0
-    timeout_seconds: float = 10.0
-    flush_seconds: float = 60.0  # how long the end of a run waits for a slow server
-    system_metrics_every_seconds: float = 10.0
+    upload_every_seconds: Seconds = 5.0
+    timeout_seconds: Seconds = 10.0
+    # How long the end of a run waits for a slow server.
+    flush_seconds: Annotated[float, between(0, 24 * 60 * 60)] = 60.0
+    system_metrics_every_seconds: Seconds = 10.0
     upload_weights: bool = True
 
 
@@ -234,17 +273,23 @@ class Tracking:
 class Launcher:
     """Where runs are trained. ``launcher=slurm`` stands for ``launcher.name=slurm``."""
 
-    name: str = "local"  # one of LAUNCHERS
-    jobs: Optional[int] = None  # runs side by side; None: one per core or GPU; slurm: no limit
-    devices: Optional[list[int]] = None  # local: the GPUs to use, run.devices for each run
+    name: Annotated[str, choice("local", "slurm")] = "local"
+    jobs: Optional[Jobs] = None  # runs side by side; None: one per core or GPU; slurm: no limit
+    # local: the GPUs to use, run.devices for each run
+    devices: Annotated[
+        Optional[list[int]],
+        Bound("give the numbers of GPUs, from 0", lambda value: min(value, default=0) >= 0),
+    ] = None
     # The rest is for slurm.
-    nodes: int = 1  # machines of one run, with run.devices processes each
+    nodes: Jobs = 1  # machines of one run, with run.devices processes each
     partition: Optional[str] = None
     account: Optional[str] = None
-    minutes: int = 1440  # of one job; a run that needs longer is requeued and goes on
-    warning_seconds: int = 120  # before the time is over, to save the state
-    cpus_per_device: int = 8
-    memory_gib: Optional[int] = None  # of each machine; None: the partition's default
+    # Of one job; a run that needs longer is requeued and goes on.
+    minutes: Annotated[int, between(1, 366 * 24 * 60)] = 1440
+    # Before the time is over, to save the state; sbatch takes no more than 65535.
+    warning_seconds: Annotated[int, between(1, 65535)] = 120
+    cpus_per_device: Processes = 8
+    memory_gib: Optional[Count] = None  # of each machine; None: the partition's default
     options: list[str] = field(default_factory=list)  # of sbatch: ["--qos=high"]
     setup: list[str] = field(default_factory=list)  # shell lines before the start
     folder: str = "slurm"  # of the jobs' scripts and logs; all machines must see it
@@ -282,6 +327,16 @@ class Settings:
     launcher: Launcher = field(default_factory=Launcher)
 
 
+UNHASHED = frozenset(marked(Protocol, NOT_HASHED))
+"""Protocol fields that are names, paths and tolerances: they do not change a result."""
+
+_HELD_BEFORE = marked(Protocol, ADDED_LATER)
+"""Protocol fields that came later, with what held before them."""
+
+LOCAL_SETTINGS = marked(Settings, LOCAL)
+"""Settings that name files of one machine, with what stands in published records instead."""
+
+
 def fingerprint(content: Any) -> str:
     """16 hex digits that are equal if and only if the content is."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -300,7 +355,7 @@ def protocol_fingerprint(
     hashed = {
         key: value
         for key, value in flatten(fields)
-        if key not in UNHASHED and (key not in ADDED_LATER or value != ADDED_LATER[key])
+        if key not in UNHASHED and (key not in _HELD_BEFORE or value != _HELD_BEFORE[key])
     }
     return fingerprint({"version": version, **hashed})
 

@@ -19,6 +19,7 @@ from mixerbench.config.compose import compose_sweep
 from mixerbench.config.cost_target import Match
 from mixerbench.config.files import CONFIGS, config_names
 from mixerbench.config.overrides import in_hydras_words
+from mixerbench.config.rules import FREE_IN_SUITE, marked
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, Refusal
 from mixerbench.launching.local import names_of, run_jobs
@@ -32,11 +33,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+~-]+")
 _PATIENCE_SECONDS = 60
 """For a run that another process trains: what a killed suite has left saves its state and ends."""
 
-_OWN = (
-    "run.seed",
-    *(f"protocol.{name}" for name in ("name", "description", "patch_size", "recipe.name")),
-)
-"""Settings in which the runs of a suite may differ beside the model: names, and what it takes."""
+_OWN = frozenset(marked(Settings, FREE_IN_SUITE))
+"""Settings in which the runs of a suite may differ, beside the model."""
 
 
 @dataclass(frozen=True)

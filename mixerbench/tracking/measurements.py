@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mixerbench.config.rules import MEASURED_WITH, marked
+from mixerbench.config.schema import Run
 from mixerbench.tracking.figures import FIGURES, MEASURED_BY_ITSELF
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Tag
 from mixerbench.tracking.store import Store
@@ -21,7 +23,7 @@ machine. Compare speed, memory and energy within one session only. `mixerbench l
 them beside the accuracies of the runs that were trained.
 """
 
-SETTINGS: Final = ("device", "precision", "threads", "measure_batch_size", "measure_seconds")
+SETTINGS: Final = tuple(marked(Run, MEASURED_WITH))
 """Run settings that a measurement depends on, logged with it."""
 
 _SAME = (
