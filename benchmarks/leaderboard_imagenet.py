@@ -30,9 +30,9 @@ PEER = "pandas and statsmodels"
 READ = """
 import json, shutil, sys
 from pathlib import Path
-from leaderboard.board import boards
-from leaderboard.store import Store
-source = Store(sys.argv[1])
+from leaderboard.ranking.boards import boards
+from leaderboard.reading.mlflow_source import MlflowSource
+source = MlflowSource(sys.argv[1])
 reading = source.read()
 assert not reading.skipped, reading.skipped
 runs = [run for run in reading.runs if int(run.seed) < int(sys.argv[2])]

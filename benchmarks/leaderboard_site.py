@@ -25,13 +25,13 @@ def write_ours(folder: Path, entries: int) -> tuple[Path, float]:
     """The board's page, and the megabytes of all pages."""
     from made_stores import MadeStore, fill
 
-    from leaderboard.board import boards
+    from leaderboard.ranking.boards import boards
+    from leaderboard.reading.mlflow_source import MlflowSource
     from leaderboard.site import board_page, write_site
-    from leaderboard.store import Store
 
     store = MadeStore(folder)
     fill(store, entries=entries, seeds=1)
-    source = Store(store.uri)
+    source = MlflowSource(store.uri)
     reading = source.read()
     (board,) = boards(reading.runs, source=source)
     site = write_site(source, [board], folder / "site")

@@ -15,24 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leaderboard import explain, render
-    from leaderboard.board import Board, Entry, boards
+    from leaderboard.opening import open_source, read_runs
+    from leaderboard.ranking.board import Board
+    from leaderboard.ranking.boards import boards
     from leaderboard.ranking.columns import Column
-    from leaderboard.runs import Measurement, Reading, Run
-    from leaderboard.source import Source, open_source, read_runs
+    from leaderboard.ranking.entries import Entry
+    from leaderboard.reading.results import Measurement, Reading
+    from leaderboard.reading.results import TrainedRun as Run
+    from leaderboard.reading.source import Source
 
-_PLACES = {
-    "explain": "leaderboard.explain",
-    "render": "leaderboard.render",
-    "boards": "leaderboard.board.boards",
-    "Board": "leaderboard.board.Board",
+_MODULES = ("explain", "render")
+_HOMES = {
+    "boards": "leaderboard.ranking.boards.boards",
+    "Board": "leaderboard.ranking.board.Board",
     "Column": "leaderboard.ranking.columns.Column",
-    "Entry": "leaderboard.board.Entry",
-    "open_source": "leaderboard.source.open_source",
-    "read_runs": "leaderboard.source.read_runs",
-    "Measurement": "leaderboard.runs.Measurement",
-    "Reading": "leaderboard.runs.Reading",
-    "Run": "leaderboard.runs.Run",
-    "Source": "leaderboard.source.Source",
+    "Entry": "leaderboard.ranking.entries.Entry",
+    "open_source": "leaderboard.opening.open_source",
+    "read_runs": "leaderboard.opening.read_runs",
+    "Measurement": "leaderboard.reading.results.Measurement",
+    "Reading": "leaderboard.reading.results.Reading",
+    "Run": "leaderboard.reading.results.TrainedRun",
+    "Source": "leaderboard.reading.source.Source",
 }
 
 __all__ = [
@@ -63,8 +66,8 @@ def read_boards(place: str, **arguments: Any) -> "tuple[Board, ...]":
 
     ValueError: nothing to read there; unknown filter, column or hardware.
     """
-    from leaderboard.board import boards
-    from leaderboard.source import open_source
+    from leaderboard.opening import open_source
+    from leaderboard.ranking.boards import boards
 
     source = open_source(place)
     reading = source.read()
@@ -88,14 +91,16 @@ def leaderboard_text(
 
     ValueError: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
     """
-    from leaderboard import board, render
-    from leaderboard import source as sources
+    from leaderboard import render
+    from leaderboard.opening import open_source
+    from leaderboard.ranking.boards import boards
+    from leaderboard.ranking.columns import check_sort
 
     render.check_format(format)  # before the seconds that reading takes
-    board.check_sort(sort)
-    source = sources.open_source(tracking_uri, refresh=refresh)
+    check_sort(sort)
+    source = open_source(tracking_uri, refresh=refresh)
     reading = source.read()
-    shown = board.boards(
+    shown = boards(
         *(reading.runs, reading.measurements),
         filters=filters,
         sort=sort,
@@ -116,16 +121,16 @@ def explain_text(tracking_uri: str, a: str, b: str) -> str:
 
     ValueError: A or B is unknown or ambiguous; nothing to read at ``tracking_uri``.
     """
-    from leaderboard import explain, source
+    from leaderboard.explain import explain
+    from leaderboard.opening import read_runs
 
-    return explain.explain(source.read_runs(tracking_uri).runs, a, b).text()
+    return explain(read_runs(tracking_uri).runs, a, b).text()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name in _MODULES:
+        return import_module(f"leaderboard.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'leaderboard' has no attribute {name!r}")
-    place = _PLACES[name]
-    if name in ("explain", "render"):
-        return import_module(place)
-    module, _, attribute = place.rpartition(".")
+    module, _, attribute = _HOMES[name].rpartition(".")
     return getattr(import_module(module), attribute)

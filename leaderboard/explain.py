@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from leaderboard.board import nearest, newest
-from leaderboard.runs import Run
-from leaderboard.text import plain
+from leaderboard.reading.results import TrainedRun, newest
+from leaderboard.text import nearest, plain
 from mixers.core.errors import Refusal
 
 
@@ -18,8 +17,8 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    a: Run
-    b: Run
+    a: TrainedRun
+    b: TrainedRun
     differences: tuple[Difference, ...]
 
     @property
@@ -47,7 +46,7 @@ class Explanation:
         return "\n".join(lines) + "\n"
 
 
-def explain(runs: Iterable[Run], a: str, b: str) -> Explanation:
+def explain(runs: Iterable[TrainedRun], a: str, b: str) -> Explanation:
     """What differs between the protocols of A and B.
 
     Each is a run's name, a protocol's name, or the beginning of a run id or of a protocol's
@@ -60,7 +59,7 @@ def explain(runs: Iterable[Run], a: str, b: str) -> Explanation:
     return Explanation(run_a, run_b, tuple(value for value in values if value.a != value.b))
 
 
-def _find(runs: tuple[Run, ...], reference: str) -> Run:
+def _find(runs: tuple[TrainedRun, ...], reference: str) -> TrainedRun:
     """The newest run that is meant; several are fine if they have one protocol."""
     found = [run for run in runs if reference in _names(run)]
     if not found and reference:
@@ -80,11 +79,11 @@ def _find(runs: tuple[Run, ...], reference: str) -> Run:
     return newest(found)
 
 
-def _names(run: Run) -> tuple[str, ...]:
+def _names(run: TrainedRun) -> tuple[str, ...]:
     return run.name, run.protocol_name, run.protocol_fingerprint, run.run_id
 
 
-def _named(run: Run) -> str:
+def _named(run: TrainedRun) -> str:
     return (
         f"{plain(run.name)} (run {run.run_id[:8]}), "
         f"protocol {plain(run.protocol_name)} {run.protocol_fingerprint}"

@@ -11,20 +11,21 @@ from textwrap import fill
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from leaderboard.board import Board, Entry, nearest
+from leaderboard.ranking.board import Board
 from leaderboard.ranking.columns import COLUMNS, Column
-from leaderboard.runs import skipped_line
-from leaderboard.text import plain
+from leaderboard.ranking.entries import Entry
+from leaderboard.reading.results import skipped_line
+from leaderboard.text import nearest, plain
 from mixerbench.tracking.figures import MEASURED
 from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+
 FORMATS = ("terminal", "csv", "json", "markdown")
 NO_SKIPPED: Mapping[str, int] = MappingProxyType({})
 NO_REFUSED: Mapping[str, str] = MappingProxyType({})
-
 _HIDE_FIRST = sorted(
     (column for column in COLUMNS if column.priority is not None), key=lambda c: c.priority or 0
 )

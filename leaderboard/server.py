@@ -19,18 +19,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from leaderboard.source import open_source
+from leaderboard.opening import open_source
 from mixerbench.tracking.passwords import without_password
 from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from flask import Flask, Response
 
+
 STORE: Final = "MIXERBENCH_STORE"  # the tracking URI whose results are shown
 REFRESH_SECONDS: Final = "MIXERBENCH_REFRESH_SECONDS"
 AUTHENTICATION: Final = "MIXERBENCH_AUTHENTICATION"  # "true": MLflow's
 PREFIX: Final = "/mixerbench"
-
 _BEING_WRITTEN: Final = """\
 <!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <title>mixerbench</title><p>The pages are being written.</p><p>{error}</p></html>

@@ -693,7 +693,7 @@ def _place(uri: str | None) -> str:
     """Where results are: a tracking URI, or the folder of a bundle as it was given."""
     from pathlib import Path
 
-    from leaderboard.bundle import is_bundle
+    from leaderboard.bundles.reader import is_bundle
     from mixerbench.tracking.store import resolve_uri
 
     return uri if uri and is_bundle(Path(uri)) else resolve_uri(uri)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+from leaderboard.text import nearest
 from mixerbench.tracking.figures import FIGURES, HEADLINE, Figure
+from mixers.core.errors import Refusal
 
 
 class Column(NamedTuple):
@@ -37,7 +39,6 @@ def _of(figure: Figure) -> Column:
 
 
 _OTHERS = [figure for figure in FIGURES if figure is not HEADLINE]
-
 # fmt: off
 COLUMNS = (
     Column("rank", "rank by mean", "rank", "d", in_tables=False,
@@ -70,3 +71,11 @@ COLUMNS = (
            meaning="of what a result can depend on, as the runs recorded them"),
 )
 # fmt: on
+
+
+def check_sort(sort: str) -> Column:
+    """The column of this name. ValueError: there is none."""
+    columns = {column.name: column for column in COLUMNS}
+    if sort not in columns:
+        raise Refusal(f"cannot sort by {sort!r}: {nearest(sort, columns)}")
+    return columns["rank" if sort == "ranks" else sort]

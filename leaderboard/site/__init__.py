@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard import render
-from leaderboard.board import Board, Entry
-from leaderboard.families import Family
+from leaderboard.mixer_description import MixerDescription
+from leaderboard.ranking.board import Board
 from leaderboard.ranking.columns import COLUMNS, Column
+from leaderboard.ranking.entries import Entry
+from leaderboard.reading.results import TrainedRun
+from leaderboard.reading.source import Source
 from leaderboard.repeat import command_of
-from leaderboard.runs import Run
 from leaderboard.site import data
-from leaderboard.source import Source
 from leaderboard.text import plain
 from mixerbench.tracking.figures import FIGURES, HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
@@ -29,6 +30,7 @@ from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
 
 HERE = Path(__file__).parent
 MARK = ".mixerbench-site"  # in a folder that may be written anew
@@ -59,7 +61,7 @@ def write_site(
     out: Path,
     *,
     skipped: Mapping[str, int] = render.NO_SKIPPED,
-    families: Mapping[str, Family] = {},
+    families: Mapping[str, MixerDescription] = {},
     mlflow_url: str = "",
 ) -> Site:
     """Write the pages of these boards into the folder ``out``, all of them or none.
@@ -119,7 +121,7 @@ class _Writer:
         boards: Sequence[Board],
         folder: Path,
         skipped: Mapping[str, int],
-        families: Mapping[str, Family],
+        families: Mapping[str, MixerDescription],
         mlflow_url: str,
     ) -> None:
         self.source, self.boards, self.folder = source, boards, folder
@@ -191,7 +193,7 @@ class _Writer:
                 **common,
             )
 
-    def _write_mixer(self, family: Family) -> None:
+    def _write_mixer(self, family: MixerDescription) -> None:
         entries = [
             (board, entry)
             for board in self.boards
@@ -217,14 +219,14 @@ class _Writer:
             content={"parts": parts},
         )
 
-    def _lock(self, run: Run) -> str:
+    def _lock(self, run: TrainedRun) -> str:
         """The file that lists the packages of a run; many runs share one."""
         path = self.source.artifact(run, Artifact.ENVIRONMENT)
         if path is None:
             return ""
         return self._shared("lock", path.read_text(encoding="utf-8", errors="replace"))
 
-    def _settings(self, run: Run) -> dict[str, str]:
+    def _settings(self, run: TrainedRun) -> dict[str, str]:
         """The files of the settings that most entries have in common, by group."""
         files = {}
         for group in ("run", "environment"):
@@ -260,7 +262,7 @@ class _Writer:
     def _text(self, file: str, text: str) -> None:
         (self.folder / file).write_text(text, encoding="utf-8", newline="\n")
 
-    def _run_link(self, run: Run) -> str:
+    def _run_link(self, run: TrainedRun) -> str:
         """The run's page in MLflow, or nothing."""
         if self.mlflow_url != ".." and not re.match(r"https?://", self.mlflow_url):
             return ""

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leaderboard import statistics
-from leaderboard.predictions import Predictions
+from leaderboard.ranking import statistics
+from leaderboard.reading.predictions import Predictions
 from leaderboard.site.numbers import short, shorts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
 
 MOST_CLASSES = 100  # with a bar each, and of a confusion matrix: more cannot be read
 MOST_LISTED = 10_000  # in the table of an entry's own page

@@ -12,14 +12,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from leaderboard.board import Board, Entry, newest
-from leaderboard.predictions import read_predictions
+from leaderboard.ranking.board import Board
 from leaderboard.ranking.columns import COLUMNS, Column
+from leaderboard.ranking.entries import Entry
+from leaderboard.reading.curves import Curves
+from leaderboard.reading.predictions import read_predictions
+from leaderboard.reading.results import TrainedRun, newest
+from leaderboard.reading.source import Source, read_artifact
 from leaderboard.render import cell
-from leaderboard.runs import Curves, Run
 from leaderboard.site.answers import Answers, answers_of
 from leaderboard.site.numbers import short, shorts
-from leaderboard.source import Source, read_artifact
 from leaderboard.text import plain
 from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
@@ -203,7 +205,7 @@ def images_per_epoch(entries: Iterable[Entry], details: Mapping[str, Details]) -
 
 
 def _axes(
-    runs: Sequence[Run], curves: Mapping[str, Curves], steps: list[int]
+    runs: Sequence[TrainedRun], curves: Mapping[str, Curves], steps: list[int]
 ) -> dict[str, list[float]]:
     """Epochs and seconds of training at these optimizer steps."""
     import numpy as np
@@ -283,7 +285,7 @@ def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
     return rows
 
 
-def _hardest(source: Source, run: Run) -> tuple[Mapping[str, Any], ...]:
+def _hardest(source: Source, run: TrainedRun) -> tuple[Mapping[str, Any], ...]:
     """As pages show them; none where there is no file that a run writes."""
     try:
         return read_artifact(source, run, Artifact.HARDEST, _read_hardest) or ()

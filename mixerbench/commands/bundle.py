@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from leaderboard.board import boards
-from leaderboard.bundle import Bundle, export, is_bundle
+from leaderboard.bundles.reader import Bundle, is_bundle
+from leaderboard.bundles.writer import export
+from leaderboard.opening import open_source
+from leaderboard.ranking.boards import boards
+from leaderboard.reading.mlflow_pages import pages
+from leaderboard.reading.results import MEASUREMENT_TAGS, Measurement, TrainedRun
 from leaderboard.repeat import command_of
-from leaderboard.runs import MEASUREMENT_TAGS, Measurement, Run
-from leaderboard.source import open_source
-from leaderboard.store import pages
 from mixerbench.config.schema import Tracking, fingerprint
 from mixerbench.errors import Refusal, TrainingStopped, first_line
 from mixerbench.tracking.journal import FILE_NAME
@@ -117,9 +118,9 @@ def import_bundle(bundle: Bundle, tracking_uri: str) -> Imported:
     return Imported(**counts)
 
 
-def _is_there(store: Store, experiments: list[str], one: Run | Measurement) -> bool:
+def _is_there(store: Store, experiments: list[str], one: TrainedRun | Measurement) -> bool:
     """Also where it was trained or is being trained; not if an import of it is unfinished."""
-    if isinstance(one, Run):
+    if isinstance(one, TrainedRun):
         # A run of before there were uids was exported with its id as one.
         searches = [f"tags.`{Tag.UID}` = '{_uid(one)}'", f"attributes.run_id = '{_uid(one)}'"]
     else:
@@ -135,9 +136,9 @@ def _is_own(tags: Mapping[str, str]) -> bool:
     return Tag.SCHEMA in tags and Tag.IMPORTED not in tags
 
 
-def _uid(one: Run | Measurement) -> str:
+def _uid(one: TrainedRun | Measurement) -> str:
     """The same in every store."""
-    if isinstance(one, Run):
+    if isinstance(one, TrainedRun):
         return one.tags[Tag.UID]
     return fingerprint([one.session, one.protocol_fingerprint, one.model_fingerprint])
 
@@ -147,8 +148,8 @@ def _measurement_tags(one: Measurement) -> dict[str, str]:
     return tags | {Tag.SCHEMA: SCHEMA_VERSION, Tag.KIND: MEASUREMENT}
 
 
-def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
-    if isinstance(one, Run):
+def _upload(bundle: Bundle, one: TrainedRun | Measurement, uri: str) -> None:
+    if isinstance(one, TrainedRun):
         name, experiment, protocol = one.name, one.experiment, one.protocol_name
         description = one.protocol.get("protocol.description", "")
         files: Sequence[Path] = _files(bundle, one)
@@ -170,7 +171,7 @@ def _upload(bundle: Bundle, one: Run | Measurement, uri: str) -> None:
         Upload(folder, Tracking(uri=uri, timeout_seconds=_TIMEOUT_SECONDS)).advance()
 
 
-def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
+def _run_records(bundle: Bundle, run: TrainedRun) -> Iterator[dict[str, Any]]:
     """The journal of a run of a bundle."""
     yield _start(run.name, run.started)
     tags = {key: value for key, value in run.tags.items() if key != Tag.COMMAND}  # anybody's text
@@ -187,7 +188,7 @@ def _run_records(bundle: Bundle, run: Run) -> Iterator[dict[str, Any]]:
     yield {"kind": "end", "time": run.finished, "status": "FINISHED"}
 
 
-def _files(bundle: Bundle, run: Run) -> Sequence[Path]:
+def _files(bundle: Bundle, run: TrainedRun) -> Sequence[Path]:
     """The artifacts that a bundle holds of a run."""
     names = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.HARDEST)
     return [path for name in names if (path := bundle.artifact(run, name)) is not None]
@@ -205,5 +206,5 @@ def _measurement_records(bundle: Bundle, one: Measurement) -> Iterator[dict[str,
     yield {"kind": "end", "time": one.finished, "status": "FINISHED"}
 
 
-def _at(one: Run | Measurement, kind: str, values: Mapping[str, object]) -> dict[str, Any]:
+def _at(one: TrainedRun | Measurement, kind: str, values: Mapping[str, object]) -> dict[str, Any]:
     return {"kind": kind, "time": one.finished, "values": dict(values)}

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leaderboard import Board
-from leaderboard.families import Family, Part
-from leaderboard.runs import Run
+from leaderboard.mixer_description import MixerDescription, Part
+from leaderboard.reading.results import TrainedRun
 from mixerbench.commands.list import shown
 from mixerbench.errors import first_line
 from mixerbench.measure import tokens
@@ -18,7 +18,7 @@ from mixers.core.plan import SCHEDULES, MixerChoice, Schedule, read_plan
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})")
 
 
-def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, Family]:
+def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, MixerDescription]:
     """Name -> its family, in the order of ``names``; those that nobody registered are left out.
 
     Measures about half a second per mixer on the CPU, with default options. ``plugins`` are
@@ -39,7 +39,7 @@ def families(names: Iterable[str], plugins: Sequence[str] = ()) -> dict[str, Fam
     return found
 
 
-def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str, Family]:
+def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str, MixerDescription]:
     """The families on some boards, as `families`; of code that is not here, what runs recorded.
 
     A store's own copies of plugins are never run: a plugin is one that ``plugins`` names.
@@ -47,7 +47,7 @@ def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str
     Raises:
         ValueError: as `families`.
     """
-    recorded: dict[str, list[Run]] = {}
+    recorded: dict[str, list[TrainedRun]] = {}
     for board in shown:
         for entry in board.entries:
             recorded.setdefault(entry.mixer, []).extend(entry.runs)
@@ -59,14 +59,14 @@ def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str
     return found
 
 
-def _of_records(name: str, runs: Iterable[Run]) -> Family:
+def _of_records(name: str, runs: Iterable[TrainedRun]) -> MixerDescription:
     prefix = f"{Param.MODEL}mixer."
     options: dict[str, set[str]] = {}
     for run in runs:
         for key, value in run.params.get("model", {}).items():
             if key.startswith(prefix) and key != f"{prefix}name":
                 options.setdefault(key.removeprefix(prefix), set()).add(value)
-    return Family(
+    return MixerDescription(
         name=name,
         summary="Its code is not here: this is what its runs recorded.",
         formula="",
@@ -82,16 +82,16 @@ def _of_records(name: str, runs: Iterable[Run]) -> Family:
     )
 
 
-def _of_mixer(entry: Entry) -> Family:
+def _of_mixer(entry: Entry) -> MixerDescription:
     options = {option.name: shown(option.default) for option in entry.options}
     return _family(entry.name, entry, options)
 
 
-def _of_schedule(name: str, schedule: Schedule) -> Family:
+def _of_schedule(name: str, schedule: Schedule) -> MixerDescription:
     return _family(name, schedule, {"plan": f"[{','.join(schedule.plan)}]"})
 
 
-def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> Family:
+def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> MixerDescription:
     plan = read_plan(name)
     distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
     facts = _facts([MIXERS.facts(choice.name) for choice in distinct])
@@ -101,7 +101,7 @@ def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> 
     except Exception as error:  # whatever a plugin's code raises: its page says it, others stay
         facts += (f"Could not be measured: {first_line(error)}",)
     number = _ARXIV.search(source.paper)
-    return Family(
+    return MixerDescription(
         name=name,
         summary=source.summary,
         formula=source.formula,

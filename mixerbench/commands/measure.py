@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leaderboard import boards, read_runs
-from leaderboard.board import newest
+from leaderboard.reading.results import newest
 from leaderboard.text import plain
 from mixerbench.config.plugins import kept_names
 from mixerbench.config.schema import Protocol, Run
@@ -42,8 +42,8 @@ from mixers.core.catalog import plugin_path, source_digest
 from mixers.core.registry import MIXERS
 
 if TYPE_CHECKING:
-    from leaderboard.board import Board
-    from leaderboard.runs import Run as TrainedRun
+    from leaderboard.ranking.board import Board
+    from leaderboard.reading.results import TrainedRun
 
 _STORE_TIMEOUT_SECONDS: Final = 10.0
 _EQUAL: Final = 1e-9  # relative: the same sum of whole numbers, divided by 1e9

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from leaderboard.board import Board, boards
-from leaderboard.bundle import is_bundle
+from leaderboard.bundles.reader import is_bundle
+from leaderboard.opening import open_source
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
 from leaderboard.site import board_page, single_page, write_site
-from leaderboard.source import open_source
 from mixerbench.errors import Refusal, TrainingStopped, first_line
 from mixerbench.tracking.keys import LEADERBOARD, SCHEMA_VERSION, Artifact, Tag
 from mixerbench.tracking.passwords import without_password

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_stores import MadeStore
 
-from leaderboard.families import Family
+from leaderboard.mixer_description import MixerDescription
 from mixerbench.commands.families import families
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
@@ -61,7 +61,7 @@ class Fourier(Base):
 
 
 @pytest.fixture(scope="module")
-def built_in() -> dict[str, Family]:
+def built_in() -> dict[str, MixerDescription]:
     return families([*list_mixers(), *SCHEDULES])
 
 
@@ -73,7 +73,9 @@ def plugin(tmp_path: Path, clean_registry: None) -> str:
 
 
 @pytest.mark.parametrize("name", [*list_mixers(), *SCHEDULES])
-def test_every_mixer_and_schedule_has_a_whole_page(name: str, built_in: dict[str, Family]) -> None:
+def test_every_mixer_and_schedule_has_a_whole_page(
+    name: str, built_in: dict[str, MixerDescription]
+) -> None:
     family = built_in[name]
     assert family.name == name
     assert family.summary
@@ -90,14 +92,14 @@ def test_every_mixer_and_schedule_has_a_whole_page(name: str, built_in: dict[str
 
 
 def test_a_mixer_is_one_part_and_a_schedule_its_distinct_mixers(
-    built_in: dict[str, Family],
+    built_in: dict[str, MixerDescription],
 ) -> None:
     for name in list_mixers():
         assert [part.name for part in built_in[name].parts] == [name]
     assert [part.name for part in built_in["lit"].parts] == ["none", "attention"]
 
 
-def test_what_source_says_is_shown_as_it_is(built_in: dict[str, Family]) -> None:
+def test_what_source_says_is_shown_as_it_is(built_in: dict[str, MixerDescription]) -> None:
     for name, entry in mixer_catalog().items():
         family = built_in[name]
         shown = (family.summary, family.paper, family.formula, list(family.options))
@@ -106,7 +108,9 @@ def test_what_source_says_is_shown_as_it_is(built_in: dict[str, Family]) -> None
     assert (lit.summary, lit.paper) == (SCHEDULES["lit"].summary, SCHEDULES["lit"].paper)
 
 
-def test_defaults_are_shown_as_the_command_line_takes_them(built_in: dict[str, Family]) -> None:
+def test_defaults_are_shown_as_the_command_line_takes_them(
+    built_in: dict[str, MixerDescription],
+) -> None:
     shown = {"hidden_ratio": "4.0", "hidden_dim": "null", "norm": "channels"}
     assert built_in["patch_ff"].options == shown
     assert built_in["attention"].options["qkv_bias"] == "true"
@@ -123,13 +127,17 @@ def test_defaults_are_shown_as_the_command_line_takes_them(built_in: dict[str, F
         ("none", "Runs on any grid of tokens.", "Adds no sub-layer"),
     ],
 )
-def test_facts_are_sentences(name: str, grid: str, token: str, built_in: dict[str, Family]) -> None:
+def test_facts_are_sentences(
+    name: str, grid: str, token: str, built_in: dict[str, MixerDescription]
+) -> None:
     facts = built_in[name].facts
     assert grid in facts[0]
     assert token in facts[1]
 
 
-def test_a_tiny_layer_is_measured_at_the_tokens_of_the_board(built_in: dict[str, Family]) -> None:
+def test_a_tiny_layer_is_measured_at_the_tokens_of_the_board(
+    built_in: dict[str, MixerDescription],
+) -> None:
     n, d = 196, 192
     (attention,) = built_in["attention"].parts
     assert attention.macs[n] == n * 4 * d**2 + 2 * n**2 * d
@@ -147,7 +155,7 @@ def test_a_tiny_layer_is_measured_at_the_tokens_of_the_board(built_in: dict[str,
     ],
 )
 def test_the_figures_of_each_mixer(
-    name: str, exponent: float | None, reached: int, built_in: dict[str, Family]
+    name: str, exponent: float | None, reached: int, built_in: dict[str, MixerDescription]
 ) -> None:
     (part,) = built_in[name].parts
     assert part.exponent == (None if exponent is None else pytest.approx(exponent, abs=0.005))
@@ -186,14 +194,14 @@ def test_a_mixer_that_cannot_be_measured_says_why_and_the_others_stay(
     assert (found[name].paper_url, found["identity"].parts != ()) == ("", True)
 
 
-def test_the_facts_of_a_page_cannot_be_changed(built_in: dict[str, Family]) -> None:
+def test_the_facts_of_a_page_cannot_be_changed(built_in: dict[str, MixerDescription]) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         built_in["none"].formula = "y = 1"  # type: ignore[misc]
 
 
 def test_a_page_can_be_written_without_mixers_or_torch() -> None:
     script = (
-        "import sys, leaderboard.families\n"
+        "import sys, leaderboard.mixer_description\n"
         "heavy = {'torch', 'mixers', 'mixerbench', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -10,8 +10,8 @@ from made_runs import recorded
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 
-from leaderboard.runs import Reading
-from leaderboard.source import read_runs
+from leaderboard.opening import read_runs
+from leaderboard.reading.results import Reading
 from mixerbench.tracking.keys import Metric, Tag
 
 CPU = "2 x CPU"

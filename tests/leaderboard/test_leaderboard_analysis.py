@@ -7,9 +7,9 @@ import pytest
 from made_stores import MadeStore, fill, made_predictions
 
 import leaderboard
-from leaderboard import analysis, statistics
-from leaderboard.board import Board
-from leaderboard.store import Store
+from leaderboard.ranking import analysis, statistics
+from leaderboard.ranking.board import Board
+from leaderboard.reading.mlflow_source import MlflowSource
 from mixerbench.tracking.keys import Metric
 
 
@@ -157,13 +157,13 @@ def test_what_was_computed_is_kept_and_belongs_to_these_runs(
     assert again.analysis == board.analysis
     fewer = {e.model_fingerprint: e.runs[:2] for e in board.entries}
     with pytest.raises(AssertionError, match="computed again"):
-        analysis.analyse(fewer, Store(made.uri))
+        analysis.analyse(fewer, MlflowSource(made.uri))
 
 
 def test_a_board_too_large_for_pairs_says_so(made: MadeStore, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("leaderboard.analysis.MOST_ENTRIES", 2)
-    monkeypatch.setattr("leaderboard.marks.MOST_ENTRIES", 2)
-    monkeypatch.setattr("leaderboard.analysis.VERSION", -1)
+    monkeypatch.setattr("leaderboard.ranking.analysis.MOST_ENTRIES", 2)
+    monkeypatch.setattr("leaderboard.ranking.marks.MOST_ENTRIES", 2)
+    monkeypatch.setattr("leaderboard.ranking.analysis.VERSION", -1)
     (board,) = leaderboard.read_boards(made.uri)
     assert [entry.ranks for entry in board.entries] == ["1–3 ?"] * 3
     assert board.entries[0].top1_interval

@@ -13,9 +13,11 @@ import pytest
 from browser import Browser, open_browser
 from made_stores import START_MS, made_predictions
 
-from leaderboard.board import Board, boards
-from leaderboard.cache import Cache
-from leaderboard.runs import Curves, Reading, Run
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
+from leaderboard.reading.cache import Cache
+from leaderboard.reading.curves import Curves
+from leaderboard.reading.results import Reading, TrainedRun
 from leaderboard.site import Site, write_site
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Prediction, Tag
 
@@ -40,7 +42,7 @@ class MadeSource:
 
     folder: Path
     name: str = "made"
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TrainedRun] = field(default_factory=list)
     curves_of: dict[str, Curves] = field(default_factory=dict)
 
     @cached_property
@@ -50,11 +52,11 @@ class MadeSource:
     def read(self) -> Reading:
         return Reading(tuple(self.runs), {})
 
-    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
+    def artifact(self, run: TrainedRun, name: str, *, again: bool = False) -> Path | None:
         path = self.folder / run.run_id / name
         return path if path.exists() else None
 
-    def curves(self, run: Run) -> Curves:
+    def curves(self, run: TrainedRun) -> Curves:
         return self.curves_of.get(run.run_id, {})
 
     def add(
@@ -70,7 +72,7 @@ class MadeSource:
         hardest: Mapping[str, Any] | bytes | None = None,
         finished: int = START_MS,
         tags: Mapping[str, str] = {},
-    ) -> Run:
+    ) -> TrainedRun:
         run_id = f"r{len(self.runs)}"
         folder = self.folder / run_id
         folder.mkdir()
@@ -82,7 +84,7 @@ class MadeSource:
             (folder / Artifact.HARDEST).write_bytes(hardest)
         elif hardest is not None:
             pq.write_table(pa.table(dict(hardest)), folder / Artifact.HARDEST)
-        run = Run(
+        run = TrainedRun(
             run_id=run_id,
             experiment_id="1",
             name=f"{label}-{seed}",

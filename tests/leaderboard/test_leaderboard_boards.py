@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from made_runs import DIGITS, LONGER, RANDOM
 
-from leaderboard.board import Board, Entry, boards
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
 from leaderboard.ranking.columns import COLUMNS
-from leaderboard.runs import Measurement, Reading, Run
+from leaderboard.ranking.entries import Entry
+from leaderboard.reading.results import Measurement, Reading, TrainedRun
 from mixerbench.tracking.keys import Metric
 
 
-def board(runs: Iterable[Run], fingerprint: str = DIGITS, sort: str = "top1") -> Board:
+def board(runs: Iterable[TrainedRun], fingerprint: str = DIGITS, sort: str = "top1") -> Board:
     return next(b for b in boards(runs, sort=sort) if b.fingerprint == fingerprint)
 
 

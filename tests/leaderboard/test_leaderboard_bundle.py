@@ -20,21 +20,21 @@ import yaml
 from tiny_runs import DATA, MODEL
 
 from leaderboard import boards, render
-from leaderboard.bundle import (
-    CURVES_FILE,
+from leaderboard.bundles.form import (
     FILE,
-    PLACES,
     RUNS,
-    Bundle,
     BundleError,
-    _checksum,
-    _misfits_of_names,
-    _public_arguments,
-    _write_json,
-    export,
+    checksum_of,
+    misfits_of_names,
+    write_json,
 )
-from leaderboard.runs import Run
-from leaderboard.source import Source, open_source
+from leaderboard.bundles.public import MACHINE_PATHS, public_arguments
+from leaderboard.bundles.reader import Bundle
+from leaderboard.bundles.writer import export
+from leaderboard.opening import open_source
+from leaderboard.reading.parquet import CURVES_FILE
+from leaderboard.reading.results import TrainedRun
+from leaderboard.reading.source import Source
 from mixerbench.commands.bundle import export_bundle, import_bundle, import_bundle_folder
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
@@ -143,8 +143,8 @@ def edited(shared: Shared, tmp_path: Path) -> Callable[[Callable[[Any], object]]
 
 def _signed(folder: Path) -> Path:
     about = json.loads((folder / FILE).read_text())
-    about["files"] = {name: _checksum(folder / name) for name in about["files"]}
-    _write_json(folder / FILE, about)
+    about["files"] = {name: checksum_of(folder / name) for name in about["files"]}
+    write_json(folder / FILE, about)
     return folder
 
 
@@ -166,7 +166,7 @@ def _shown(source: Source) -> Any:
     return without_ids(content["boards"])
 
 
-def _by_uid(source: Source) -> dict[str, Run]:
+def _by_uid(source: Source) -> dict[str, TrainedRun]:
     return {run.tags[Tag.UID]: run for run in source.read().runs}
 
 
@@ -257,17 +257,17 @@ def test_nothing_in_a_bundle_names_a_place_of_this_machine(shared: Shared):
     ],
 )
 def test_arguments_that_name_places_stay_here(argument: str):
-    assert _public_arguments([argument, "mixer=attention", "size.dim=16"], []) == [
+    assert public_arguments([argument, "mixer=attention", "size.dim=16"], []) == [
         "mixer=attention", "size.dim=16",
     ]  # fmt: skip
 
 
 def test_places_are_unhashed_and_their_stand_ins_are_the_defaults():
-    for place in PLACES:
+    for place in MACHINE_PATHS:
         if place.startswith("protocol."):
             assert place.removeprefix("protocol.") in schema.UNHASHED
-    assert PLACES["run.root"] == schema.Run().root
-    assert PLACES["run.resume"] == schema.Run().resume
+    assert MACHINE_PATHS["run.root"] == schema.Run().root
+    assert MACHINE_PATHS["run.resume"] == schema.Run().resume
 
 
 def test_an_export_that_fails_leaves_nothing(shared: Shared, tmp_path: Path):
@@ -595,12 +595,12 @@ def test_a_curve_that_is_none_is_refused(shared: Shared, tmp_path: Path):
 
 def test_texts_have_the_lengths_that_mlflow_takes(shared: Shared):
     content = json.loads((shared.bundle / RUNS).read_text())
-    assert list(_misfits_of_names(content)) == []
+    assert list(misfits_of_names(content)) == []
     for kind in ("experiments", "parts"):
         broken = copy.deepcopy(content)
         first = next(iter(broken[kind]))
         broken[kind][first] = "x" * 501 if kind == "experiments" else {"model.x": "x" * 6001}
-        assert any("longer" in line for line in _misfits_of_names(broken))
+        assert any("longer" in line for line in misfits_of_names(broken))
 
 
 # --- importing ------------------------------------------------------------------------------
@@ -661,7 +661,7 @@ def test_an_import_that_is_killed_is_completed_by_the_next(shared: Shared, new_u
     uri = new_uri
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from mlflow import MlflowClient; from leaderboard.bundle import Bundle\n"
+        "from mlflow import MlflowClient; from leaderboard.bundles.reader import Bundle\n"
         "from mixerbench.commands.bundle import import_bundle\n"
         "def die(*arguments, **named): os.kill(os.getpid(), signal.SIGKILL)\n"
         "MlflowClient.log_artifact = die\n"

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard import store as stores
-from leaderboard.cache import Cache
-from leaderboard.runs import CURVE_POINTS, Reading, thinned
-from leaderboard.source import open_source, read_runs
+from leaderboard.opening import open_source, read_runs
+from leaderboard.reading import mlflow_pages
+from leaderboard.reading.cache import Cache
+from leaderboard.reading.curves import CURVE_POINTS, thinned
+from leaderboard.reading.mlflow_source import MlflowSource
+from leaderboard.reading.results import Reading
 from mixerbench.tracking.keys import Metric
 
 
@@ -38,7 +40,7 @@ def fresh(empty: Path, tmp_path: Path, store_at):
 def _names(store) -> list[str]:
     """What a reading says, which must be what one without a memory says."""
     reading = read_runs(store.uri)
-    assert _all(reading) == _all(stores.Store(store.uri, refresh=True).read())
+    assert _all(reading) == _all(MlflowSource(store.uri, refresh=True).read())
     return sorted(run.name for run in reading.runs)
 
 
@@ -160,7 +162,7 @@ def test_another_store_in_the_place_of_the_first_has_none_of_its_runs(fresh, emp
         other.execute("UPDATE experiments SET creation_time = creation_time + 1")
     # In a process of its own: MLflow keeps the file open that is no longer there.
     assert _read_in_a_process(fresh.uri).communicate()[0].split() == ["0", "True"]
-    assert stores.Store(fresh.uri).cache.runs() == {}
+    assert MlflowSource(fresh.uri).cache.runs() == {}
 
 
 def _put_back(path: Path, backup: bytes) -> None:
@@ -202,7 +204,7 @@ def test_runs_that_were_removed_between_two_readings_are_gone(fresh):
 
 def test_a_server_whose_newest_run_is_gone_is_read_anew(fresh, monkeypatch: pytest.MonkeyPatch):
     """Of a server nobody lists the runs; the store stands for one here."""
-    monkeypatch.setattr(stores.Store, "_listed", lambda store: None)
+    monkeypatch.setattr(MlflowSource, "_listed", lambda store: None)
     fresh.log("attention")
     run_id = fresh.log("pooling")
     assert _names(fresh) == ["attention-0", "pooling-0"]
@@ -212,7 +214,7 @@ def test_a_server_whose_newest_run_is_gone_is_read_anew(fresh, monkeypatch: pyte
 
 
 def test_a_store_larger_than_a_page_is_read_whole(fresh, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stores, "PAGE", 3)
+    monkeypatch.setattr(mlflow_pages, "PAGE", 3)
     for seed in range(8):
         fresh.log("attention", seed=seed)
         if seed in (3, 6):
@@ -241,7 +243,7 @@ def test_two_processes_may_read_at_once(fresh):
 def test_a_damaged_cache_is_begun_anew(fresh, damage: Callable[[Path], object]):
     fresh.log("attention")
     assert len(read_runs(fresh.uri).runs) == 1
-    path = stores.Store(fresh.uri).cache.folder / "runs.db"
+    path = MlflowSource(fresh.uri).cache.folder / "runs.db"
     damage(path)
     assert len(read_runs(fresh.uri).runs) == 1
     with sqlite3.connect(path) as db:
@@ -285,7 +287,7 @@ def test_a_cache_that_stops_taking_anything_is_left_for_a_temporary_one(
 def test_a_cache_of_another_format_is_begun_anew(fresh):
     fresh.log("attention")
     read_runs(fresh.uri)
-    with sqlite3.connect(stores.Store(fresh.uri).cache.folder / "runs.db") as db:
+    with sqlite3.connect(MlflowSource(fresh.uri).cache.folder / "runs.db") as db:
         db.execute("UPDATE facts SET value = '0' WHERE name = 'format'")
         db.execute("UPDATE runs SET state = ?", (json.dumps({"of": "old"}),))
     assert len(read_runs(fresh.uri).runs) == 1

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import DIGITS, Recorded, recorded
 
-from leaderboard import claims, leaderboard_text
-from leaderboard.runs import Reading, digest_of, reading_of, skipped_line
+from leaderboard import leaderboard_text
+from leaderboard.claims import of_settings as claims
+from leaderboard.reading.results import Reading, digest_of, skipped_line
+from leaderboard.reading.states import reading_of
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
 from mixerbench.tracking.keys import MEASUREMENT, Metric, Param, Tag

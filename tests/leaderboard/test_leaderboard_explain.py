@@ -6,7 +6,7 @@ from made_runs import DIGITS, LONGER
 
 from leaderboard import explain_text
 from leaderboard.explain import Difference, explain
-from leaderboard.runs import Reading
+from leaderboard.reading.results import Reading
 
 EPOCHS = Difference("protocol.recipe.epochs", "30", "40")
 

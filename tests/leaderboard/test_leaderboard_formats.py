@@ -8,9 +8,9 @@ import pytest
 from made_runs import DIGITS, LONGER, RANDOM
 
 from leaderboard import leaderboard_text, render
-from leaderboard.board import boards
+from leaderboard.ranking.boards import boards
 from leaderboard.ranking.columns import COLUMNS
-from leaderboard.runs import Reading
+from leaderboard.reading.results import Reading
 
 HEADERS = [column.header for column in COLUMNS]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from made_runs import recorded
 
-from leaderboard.runs import Reading, State, digest_of, reading_of
+from leaderboard.reading.results import Reading, State, digest_of
+from leaderboard.reading.states import reading_of
 from mixerbench.tracking.keys import MEASUREMENT, Metric, Tag
 
 START_MS = 1_700_000_000_000

@@ -13,9 +13,10 @@ from made_stores import MadeStore, fill
 from PIL import Image
 from tiny_runs import MODEL
 
-from leaderboard.board import Board, boards
+from leaderboard.opening import open_source
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
 from leaderboard.server import Refresher
-from leaderboard.source import open_source
 from mixerbench.commands.bundle import export_bundle, import_bundle_folder
 from mixerbench.commands.publish import publish
 from mixerbench.commands.site import site

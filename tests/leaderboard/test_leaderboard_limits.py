@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from leaderboard.bundle import FILE, RUNS, Bundle, BundleError, _checksum, export
-from leaderboard.tables import LIMITS, TableError, is_small_png, read_logged
+from leaderboard.bundles.form import FILE, RUNS, BundleError, checksum_of
+from leaderboard.bundles.reader import Bundle
+from leaderboard.bundles.writer import export
+from leaderboard.reading.parquet import LIMITS, TableError, is_small_png, read_logged
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Prediction, Tag
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "published" / "digits_micro"
@@ -47,7 +49,7 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
 
 
 def signed(folder: Path, version: int = 1) -> Path:
-    files = {path.name: _checksum(path) for path in folder.iterdir() if path.name != FILE}
+    files = {path.name: checksum_of(path) for path in folder.iterdir() if path.name != FILE}
     (folder / FILE).write_text(json.dumps({"schema": version, "files": files}))
     return folder
 

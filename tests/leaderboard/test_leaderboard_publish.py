@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made_runs import LONGER
 
-from leaderboard.source import read_runs
+from leaderboard.opening import read_runs
 from mixerbench.commands.publish import publish
 from mixerbench.errors import Refusal
 from mixerbench.tracking.keys import LEADERBOARD, Artifact, Metric, Tag

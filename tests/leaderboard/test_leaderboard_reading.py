@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from made_runs import recorded
 
-from leaderboard.runs import Reading, skipped_line
-from leaderboard.source import open_source, read_runs
+from leaderboard.opening import open_source, read_runs
+from leaderboard.reading.results import Reading, skipped_line
 from mixerbench.tracking.keys import Metric
 
 
@@ -35,7 +35,7 @@ def test_a_run_is_read_as_logged(reading: Reading):
 def test_runs_of_all_experiments_and_pages_are_read(
     store, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("leaderboard.store.PAGE", 2)
+    monkeypatch.setattr("leaderboard.reading.mlflow_pages.PAGE", 2)
     assert {run.experiment for run in reading.runs} == {"digits", "second"}
     assert {run.run_id for run in read_runs(store.uri).runs} == {r.run_id for r in reading.runs}
     assert len(reading.runs) == 11

@@ -14,10 +14,11 @@ from attacks import ATTACKS
 from browser import Browser, open_browser
 from made_stores import MadeStore, fill, made_predictions
 
-from leaderboard.board import Board, boards
-from leaderboard.families import Family, Part
+from leaderboard.mixer_description import MixerDescription, Part
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
+from leaderboard.reading.mlflow_source import MlflowSource
 from leaderboard.site import Site, single_page, write_site
-from leaderboard.store import Store
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import fingerprint
 from mixerbench.tracking.keys import Metric, Tag
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("site")  # one site, whatever the number of
 
 ENTRIES = 8
 OPEN_ALL = "all => all.forEach(one => { one.open = true; })"
-FAMILY = Family(
+FAMILY = MixerDescription(
     name="attention",
     summary="Every token looks at every token.",
     formula="softmax(Q Kᵀ / √d) V",
@@ -43,7 +44,7 @@ FAMILY = Family(
 
 
 def write(store: MadeStore, out: Path, **options: Any) -> tuple[Site, Board]:
-    source = Store(store.uri)
+    source = MlflowSource(store.uri)
     reading = source.read()
     (board,) = boards(reading.runs, reading.measurements, source=source)
     families = {"attention": FAMILY}

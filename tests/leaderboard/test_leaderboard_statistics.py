@@ -11,8 +11,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from leaderboard import statistics
-from leaderboard.pareto import front
+from leaderboard.ranking import statistics
+from leaderboard.ranking.pareto import front
 
 
 def differences(only_a: int, only_b: int, both: int = 5) -> np.ndarray:

@@ -17,11 +17,14 @@ from made_stores import MadeStore, made_predictions
 from scipy.stats import binomtest
 
 import leaderboard
-from leaderboard import predictions as reading
 from leaderboard import render
-from leaderboard.board import Board, Entry, boards
-from leaderboard.cache import Cache
-from leaderboard.runs import Curves, Reading, Run
+from leaderboard.ranking.board import Board
+from leaderboard.ranking.boards import boards
+from leaderboard.ranking.entries import Entry
+from leaderboard.reading import predictions as reading
+from leaderboard.reading.cache import Cache
+from leaderboard.reading.curves import Curves
+from leaderboard.reading.results import Reading, TrainedRun
 from mixerbench.tracking.keys import Artifact, Metric, Prediction, Tag
 
 YEAR_2100 = 4_102_444_800_000
@@ -38,15 +41,15 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.cache = folder, Cache(str(folder))
-        self.runs: list[Run] = []
+        self.runs: list[TrainedRun] = []
         self.rows: dict[str, Rows | None] = {}
         self.asked: list[str] = []
         self.is_down = False
 
-    def log(self, model: str, rows: Rows | None, *, seed: int = 0, **changes: Any) -> Run:
+    def log(self, model: str, rows: Rows | None, *, seed: int = 0, **changes: Any) -> TrainedRun:
         run_id, fields = f"run{next(_ids)}", dict.fromkeys(("model", "mixer"), model)
         top1 = 100 * float(np.mean(rows["target"] == rows["top1"])) if rows else 80.0
-        run = Run(
+        run = TrainedRun(
             **{"run_id": run_id, "experiment_id": "1", "name": run_id, "experiment": "digits"},
             **{"started": 0, "finished": 1000 + len(self.runs), "size": "micro", "stem": "patch"},
             **{"backbone": "vit", "protocol_name": "digits", "protocol_fingerprint": "p" * 16},
@@ -62,10 +65,10 @@ class Made:
     def read(self) -> Reading:
         return Reading(tuple(self.runs), {})
 
-    def curves(self, run: Run) -> Curves:
+    def curves(self, run: TrainedRun) -> Curves:
         return {}
 
-    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
+    def artifact(self, run: TrainedRun, name: str, *, again: bool = False) -> Path | None:
         self.asked.append(run.run_id)
         if self.is_down:
             raise ValueError("the store does not answer")
@@ -475,7 +478,7 @@ def test_a_damaged_file_is_named_and_its_repair_is_seen(tmp_path: Path):
 
 
 def test_predictions_that_come_later_are_seen_by_a_refresh(tmp_path: Path):
-    from leaderboard.store import Store
+    from leaderboard.reading.mlflow_source import MlflowSource
 
     store = MadeStore(tmp_path)
     tables = {}
@@ -487,6 +490,6 @@ def test_predictions_that_come_later_are_seen_by_a_refresh(tmp_path: Path):
     path = tmp_path / Artifact.PREDICTIONS
     pq.write_table(pa.table(tables["two"]), path)
     store.client.log_artifact(run_id, str(path))
-    source = Store(store.uri, refresh=True)
+    source = MlflowSource(store.uri, refresh=True)
     (board,) = boards(source.read().runs, source=source)
     assert ranks(board) == {"one": "1", "two": "2"}

@@ -18,7 +18,6 @@ from filelock import FileLock
 
 FORMAT = "3"
 """Raised when what is kept changes its form; a cache of another format is begun anew."""
-
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, state TEXT);

@@ -4,62 +4,34 @@ Each line names whom it is about, and says what is wrong.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
-from leaderboard.analysis import MOST_ENTRIES
-from leaderboard.runs import Run
-from mixerbench.tracking.keys import Metric, Param, Tag
+from leaderboard.ranking.analysis import MOST_ENTRIES, Analysis
+from leaderboard.ranking.entries import UNTESTED, Entry
+from leaderboard.ranking.versions import VERSIONS, mixed, versions
+from mixerbench.tracking.keys import Metric
 
-if TYPE_CHECKING:
-    from leaderboard.board import Board, Entry
-
-UNTESTED = "?"  # behind a rank
-VERSIONS = ("mixerbench", "torch", "torchvision", "timm", "pillow", "numpy")
-"""Of these a result depends: of their operators, and of how they decode and resize images."""
-
-_CODE = {Tag.GIT_COMMIT: "commit", Tag.GIT_DIRTY: "uncommitted changes"}
 _MOST_LINES = 8  # of one kind
 _MOST_NAMES = 3  # in a line
 
 
-def versions(runs: Iterable[Run]) -> dict[str, tuple[str, ...]]:
-    """Package -> the versions with which these runs were made, as far as they say."""
-    environments = [run.params.get(Param.ENVIRONMENT.removesuffix("."), {}) for run in runs]
-    found = {}
-    for package in VERSIONS:
-        key = f"{Param.ENVIRONMENT}{package}"
-        if values := {one[key] for one in environments if key in one}:
-            found[package] = tuple(sorted(values))
-    return found
-
-
-def mixed(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
-    """In what the runs of one entry differ that may make their results differ, and its values."""
-    found = {package: values for package, values in versions(runs).items() if len(values) > 1}
-    for tag, name in _CODE.items():
-        if len(values := {run.tags[tag] for run in runs if tag in run.tags}) > 1:
-            found[name] = tuple(sorted(values))
-    return found
-
-
-def lines(board: "Board") -> Iterator[str]:
-    """All that there is to say of this board."""
-    yield from _short(list(_untested(board)))
-    if any(not entry.rank_tested for entry in board.everyone):
+def lines(shown: Sequence[Entry], everyone: Sequence[Entry], analysis: Analysis) -> Iterator[str]:
+    """All that there is to say of the entries shown, beside everyone of their board."""
+    yield from _short(list(_untested(everyone, analysis)))
+    if any(not entry.rank_tested for entry in everyone):
         yield f"{UNTESTED} behind a rank: a pair without a test counts as not told apart"
-    yield from _short([line for entry in board.entries for line in _of_entry(entry)])
-    yield from _versions(board.entries)
-    if imported := [entry for entry in board.entries if entry.imported]:
+    yield from _short([line for entry in shown for line in _of_entry(entry)])
+    yield from _versions(shown)
+    if imported := [entry for entry in shown if entry.imported]:
         yield (
-            f"imported from others: {len(imported)} of {len(board.entries)} entries; what they "
+            f"imported from others: {len(imported)} of {len(shown)} entries; what they "
             "claim agrees with what they show; whether they were trained so, no check can tell"
         )
 
 
-def _untested(board: "Board") -> Iterator[str]:
+def _untested(everyone: Sequence[Entry], analysis: Analysis) -> Iterator[str]:
     """Why ranks lack a test, of all entries: each may be a rival of those shown."""
-    analysis, labels = board.analysis, {entry.key: entry.label for entry in board.everyone}
+    labels = {entry.key: entry.label for entry in everyone}
     if len(labels) > MOST_ENTRIES:
         yield f"{len(labels)} entries: pairs are tested up to {MOST_ENTRIES}, so no rank is tested"
         return
@@ -82,7 +54,7 @@ def _untested(board: "Board") -> Iterator[str]:
         )
 
 
-def _of_entry(entry: "Entry") -> Iterator[str]:
+def _of_entry(entry: Entry) -> Iterator[str]:
     left_out = {run.seed: run.metrics.get(Metric.UNREADABLE_VAL_IMAGES, 0) for run in entry.runs}
     if seeds := [f"seed {seed}: {count:.0f}" for seed, count in left_out.items() if count]:
         yield (
@@ -99,7 +71,7 @@ def _of_entry(entry: "Entry") -> Iterator[str]:
         yield f"{entry.label}: some of its seeds, but not all, were run with uncommitted changes"
 
 
-def _versions(entries: Iterable["Entry"]) -> Iterator[str]:
+def _versions(entries: Iterable[Entry]) -> Iterator[str]:
     found = versions(run for entry in entries for run in entry.runs)
     if several := [_of_package(*one) for one in found.items() if len(one[1]) > 1]:
         yield f"versions on this board: {'; '.join(several)}"
@@ -118,8 +90,3 @@ def _short(found: Sequence[str]) -> Iterator[str]:
     yield from found[:_MOST_LINES]
     if len(found) > _MOST_LINES:
         yield f"… and {len(found) - _MOST_LINES} more such lines"
-
-
-def text(found: Mapping[str, Sequence[str]]) -> str | None:
-    """``torch 2.14.0 / 2.15.0, timm 1.0.20``; None: nothing is known."""
-    return ", ".join(f"{name} {' / '.join(values)}" for name, values in found.items()) or None

@@ -10,16 +10,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leaderboard import statistics
-from leaderboard.predictions import MissingError, Predictions, Reader
-from leaderboard.runs import Run, digest_of
-from leaderboard.source import Source
-from leaderboard.statistics import Interval
+from leaderboard.ranking import statistics
+from leaderboard.ranking.statistics import Interval
+from leaderboard.reading.predictions import MissingError, Predictions, Reader
+from leaderboard.reading.results import TrainedRun, digest_of
+from leaderboard.reading.source import Source
 from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import Metric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 VERSION = 3  # of what is computed; raised when it changes
 MOST_ENTRIES = 200  # that are compared in pairs: 19,900 tests
@@ -88,7 +89,7 @@ class Analysis:
 NOTHING = Analysis({}, {}, {}, {}, {}, {})
 
 
-def analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
+def analyse(entries: Mapping[str, tuple[TrainedRun, ...]], source: Source) -> Analysis:
     """Of all entries of one board: key of the entry -> its run of each seed.
 
     Takes seconds for a board of 200 entries on 10,000 images, and is kept in the source's cache
@@ -108,7 +109,7 @@ def analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
     return found
 
 
-def _analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis:
+def _analyse(entries: Mapping[str, tuple[TrainedRun, ...]], source: Source) -> Analysis:
     intervals = {key: one for key, runs in entries.items() if (one := _interval(runs))}
     if len(entries) > MOST_ENTRIES:
         return dataclasses.replace(NOTHING, intervals=intervals)
@@ -122,7 +123,7 @@ def _analyse(entries: Mapping[str, tuple[Run, ...]], source: Source) -> Analysis
 
 
 def _read_all(
-    entries: Mapping[str, tuple[Run, ...]], reader: Reader
+    entries: Mapping[str, tuple[TrainedRun, ...]], reader: Reader
 ) -> tuple[dict[str, Predictions], dict[str, str]]:
     """The predictions of each entry, or why it has none."""
     found, missing = {}, {}
@@ -147,11 +148,11 @@ def _rank_ranges(
     return dict(zip(top1, statistics.rank_ranges(scores, differ), strict=True))
 
 
-def _top1(runs: Sequence[Run]) -> list[float]:
+def _top1(runs: Sequence[TrainedRun]) -> list[float]:
     return [run.metrics[HEADLINE.key] for run in runs]
 
 
-def _interval(runs: Sequence[Run]) -> Interval | None:
+def _interval(runs: Sequence[TrainedRun]) -> Interval | None:
     top1 = _top1(runs)
     if len(top1) > 1:
         return _clipped(statistics.seed_interval(top1))

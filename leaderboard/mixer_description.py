@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class MixerDescription:
     """What a mixer is, for its page."""
 
     name: str

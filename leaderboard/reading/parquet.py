@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from leaderboard.runs import CURVE_POINTS, CURVES
+from leaderboard.reading.curves import CURVE_POINTS, CURVES
 from leaderboard.text import plain
 from mixerbench.tracking.keys import Artifact, Hardest, Prediction
 from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 
 CURVES_FILE = "curves.parquet"
 RUN_ID = "run_id"
@@ -46,10 +47,8 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     CURVES_FILE: {RUN_ID: "string", "metric": "string", "step": "int64", "value": "double"},
 }
 """Columns and types of each Parquet file of a bundle; a row group holds rows of one run."""
-
 MAY_LACK = (Hardest.THUMBNAIL, Prediction.CHECKSUM)
 """Columns of which a row may have no value: of an unreadable image; of an older run."""
-
 ADDED = {Prediction.CHECKSUM: 2}
 """Columns that came with a later schema of bundles."""
 
@@ -73,7 +72,6 @@ GROUPS = 64  # row groups of one run: the writers make one of a million rows
 FOOTER = 16 * 2**20  # bytes of a text in a file's metadata; ours has none above 2 KiB
 PICTURE_BYTES = 64 * 1024  # 48 x 48 pixels take 7 KiB without any compression
 PICTURE_PIXELS = 256  # of a side: a small file may be a picture of 30,000 x 30,000
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -4,49 +4,41 @@ What was read stays in a cache, and only what is new is asked for: a SQLite stor
 changed is not even opened.
 """
 
-import gc
 import json
-import os
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-from leaderboard.cache import Cache
-from leaderboard.runs import (
-    CURVES,
-    OWN,
-    Curves,
-    Reading,
-    Run,
-    State,
-    digest_of,
-    read_curves,
-    reading_of,
-    thinned,
+from leaderboard.reading.cache import Cache
+from leaderboard.reading.curves import CURVES, Curves, read_curves, thinned
+from leaderboard.reading.mlflow_client import (
+    QUIET,
+    check_exists,
+    environment,
+    http_limits,
+    local_path,
+    mirror_of,
 )
+from leaderboard.reading.mlflow_pages import batches, pages, state_of
+from leaderboard.reading.results import Reading, State, TrainedRun
+from leaderboard.reading.states import reading_of
 from mixerbench.tracking.keys import Metric
 from mixerbench.tracking.passwords import without_password
 from mixers.core.errors import Refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
 
-SCHEMES = ("sqlite", "file", "http", "https", "postgresql", "mysql", "mssql")
-PAGE = 500  # runs; a server takes about 3 s, its time limit below is 30 s
-_QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
 NEWEST = 3  # runs that a server is asked for, one by one, each time
 _NAMES = "names.json"  # of the artifacts that a run has
 CLOCK_SKEW_MS = 10 * 60 * 1000  # between the machines that upload to one store
 
 
-class Store:
+class MlflowSource:
     """An MLflow store, and what was read of it before.
 
     The first reading takes about 2 ms a run, after 3 s for importing mlflow. Later ones ask for
@@ -58,9 +50,9 @@ class Store:
 
     def __init__(self, tracking_uri: str, *, refresh: bool = False) -> None:
         """ValueError: no store there; a server is not asked yet."""
-        _check_exists(tracking_uri)
+        check_exists(tracking_uri)
         self.uri = tracking_uri
-        path = _local_path(tracking_uri)
+        path = local_path(tracking_uri)
         self.name = path.name if path else without_password(tracking_uri)
         self.cache = Cache(f"store {path.resolve()}" if path else tracking_uri)
         if refresh:
@@ -84,7 +76,7 @@ class Store:
         experiments = json.loads(self.cache.facts()["experiments"])
         return reading_of(self.cache.runs(), self.cache.parts(), experiments)
 
-    def artifact(self, run: Run, name: str, *, again: bool = False) -> Path | None:
+    def artifact(self, run: TrainedRun, name: str, *, again: bool = False) -> Path | None:
         """Downloaded once: a finished run keeps its artifacts. ValueError: as `read`."""
 
         def list_names(path: Path) -> None:
@@ -102,7 +94,7 @@ class Store:
             return None
         return self.cache.file(*kept, "files", name, make=download, again=again)
 
-    def curves(self, run: Run) -> Curves:
+    def curves(self, run: TrainedRun) -> Curves:
         """ValueError: as `read`."""
 
         def download(path: Path) -> None:
@@ -123,7 +115,7 @@ class Store:
             return None
         parts = []
         for suffix in ("", "-wal"):
-            path = Path(f"{_local_path(self.uri)}{suffix}")
+            path = Path(f"{local_path(self.uri)}{suffix}")
             if path.exists():
                 stat = path.stat()
                 with open(path, "rb") as file:
@@ -137,12 +129,12 @@ class Store:
         import mlflow
 
         try:
-            with _mirror_of(self.uri) as uri, _environment(**_QUIET):
-                with _environment(**_http_limits(timeout_s=10, retries=0)):
+            with mirror_of(self.uri) as uri, environment(**QUIET):
+                with environment(**http_limits(timeout_s=10, retries=0)):
                     client = mlflow.MlflowClient(tracking_uri=uri)
                     if uri.startswith("http"):
                         client.search_experiments(max_results=1)  # is anybody there?
-                with _environment(**_http_limits(timeout_s=30, retries=1)):
+                with environment(**http_limits(timeout_s=30, retries=1)):
                     yield client
         # ImportError: a database's driver; OSError: an artifact that cannot be reached.
         except (mlflow.MlflowException, ImportError, OSError) as error:
@@ -193,11 +185,11 @@ class Store:
             if not ids:
                 continue
             found = pages(client.search_runs, experiment_ids=ids, **arguments)
-            while page := _uncollected(islice(found, PAGE)):  # the memory of one page at a time
+            for page in batches(found):
                 states: dict[str, State] = {}
                 parts: dict[str, dict[str, str]] = {}
                 for run in page:
-                    state, own = _state(run)
+                    state, own = state_of(run)
                     states[run.info.run_id] = state
                     parts |= {digest: own[digest] for digest in own.keys() - known}
                     uploaded = state["metrics"].get(Metric.UPLOADED_AT, 0) * 1000
@@ -272,7 +264,7 @@ class Store:
                 raise
             self.cache.update(gone=[run_id])
             return
-        state, parts = _state(run)
+        state, parts = state_of(run)
         self.cache.update({run_id: state}, parts)
 
 
@@ -295,131 +287,6 @@ def _newest_are_gone(client: "MlflowClient", cached: Mapping[str, State]) -> boo
     return False
 
 
-def _version_of(run: Run) -> str:
+def _version_of(run: TrainedRun) -> str:
     """A run that was resumed has other artifacts than before."""
     return f"{run.run_id}-{run.finished}"
-
-
-def pages(search: Any, **arguments: Any) -> Iterator[Any]:
-    """Everything that a method of MLflow's client finds, however many pages it takes."""
-    token = None
-    while True:
-        page = search(max_results=PAGE, page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _uncollected(items: Iterable[Any]) -> list[Any]:
-    """All of them, made while Python looks for no garbage.
-
-    MLflow makes some hundred objects for each run. Looking for cycles among them every time that
-    700 more are there takes longer than everything else: 3.6 ms a run against 1.4.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return list(items)
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _state(run: "MlflowRun") -> tuple[State, dict[str, dict[str, str]]]:
-    """What is kept of a run, and its parameters in groups by digest."""
-    groups: dict[str, dict[str, str]] = {}
-    tags = {key: value for key, value in run.data.tags.items() if key.startswith(OWN)}
-    if tags:  # else it is somebody else's, and only counted
-        for key, value in run.data.params.items():
-            groups.setdefault(key.partition(".")[0], {})[key] = value
-    digests = {name: digest_of(content) for name, content in groups.items()}
-    state = {
-        "experiment": run.info.experiment_id,
-        "name": run.info.run_name,
-        "status": str(run.info.status),
-        "deleted": run.info.lifecycle_stage == "deleted",
-        "started": run.info.start_time or 0,
-        "finished": run.info.end_time or 0,
-        "tags": tags,
-        "params": digests,
-        "metrics": run.data.metrics if tags else {},
-    }
-    return state, {digests[name]: content for name, content in groups.items()}
-
-
-def _check_exists(tracking_uri: str) -> None:
-    """MLflow would create a missing SQLite file, and its tables in any other SQLite file."""
-    scheme, separator, _ = tracking_uri.partition("://")
-    if not separator or scheme.partition("+")[0] not in SCHEMES:
-        raise Refusal(
-            f"cannot read MLflow at {without_password(tracking_uri)!r}: expected "
-            "sqlite:///PATH, http://HOST:PORT, a database URI, file:///FOLDER (an old mlruns/), "
-            "or the folder of a bundle."
-        )
-    problem = ""
-    path = _local_path(tracking_uri)
-    if scheme == "file":
-        if path is None or not any(path.glob("*/meta.yaml")):
-            problem = "there is no folder of experiments with a meta.yaml each"
-    elif path is not None:
-        if not path.is_file():
-            problem = "there is no such file"
-        else:
-            try:
-                uri = f"{path.resolve().as_uri()}?mode=ro"
-                with closing(sqlite3.connect(uri, uri=True)) as store:
-                    store.execute("SELECT 1 FROM experiments LIMIT 1")
-            except sqlite3.DatabaseError as error:
-                problem = f"this file is no MLflow store ({error})"
-    if problem:
-        raise Refusal(
-            f"cannot read MLflow at {without_password(tracking_uri)}: {problem}. "
-            "Expected the store of a training run; train first, or give its URI (an absolute path: sqlite:////home/me/mlflow.db)."
-        )
-
-
-def _local_path(tracking_uri: str) -> Path | None:
-    """Of a SQLite file or a folder of this machine; None: a server's or a database's."""
-    scheme, _, rest = tracking_uri.partition("://")
-    if scheme == "file":
-        return Path(unquote(rest))
-    return Path(rest.partition("?")[0][1:]) if scheme.startswith("sqlite") else None
-
-
-@contextmanager
-def _mirror_of(tracking_uri: str) -> Iterator[str]:
-    """The same store, but of a plain folder one of links: MLflow would make a folder in it."""
-    if not tracking_uri.startswith("file:"):
-        yield tracking_uri
-        return
-    root = _local_path(tracking_uri)
-    assert root is not None
-    # MLflow 3.17 wants to be told that a plain folder is meant.
-    with (
-        tempfile.TemporaryDirectory(prefix="mixerbench-") as mirror,
-        _environment(MLFLOW_ALLOW_FILE_STORE="true"),
-    ):
-        for path in root.resolve().iterdir():
-            (Path(mirror) / path.name).symlink_to(path)
-        yield Path(mirror).as_uri()
-
-
-def _http_limits(*, timeout_s: int, retries: int) -> dict[str, str]:
-    """MLflow waits 247 s for a dead server, unless the environment says less."""
-    return {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-    }
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Variables of the environment for a while, where the user has not set them."""
-    ours = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboard.claims import digest_of_predictions
-from leaderboard.runs import Run
-from leaderboard.source import Source, UnreadableError, read_artifact
-from leaderboard.tables import read_logged
+from leaderboard.claims.of_predictions import digest_of_predictions
+from leaderboard.reading.parquet import read_logged
+from leaderboard.reading.results import TrainedRun
+from leaderboard.reading.source import Source, UnreadableError, read_artifact
 from mixerbench.tracking.keys import Artifact, Metric, Prediction
 from mixers.core.errors import Refusal
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+
 NEARLY_ALL = 0.99
 """Of the larger of two lists of images: a test on fewer common ones is none of the whole set."""
-
 MOST_FAILURES = 3  # in turn: a store that gives no files is not asked for hundreds of them
 _TOLERANCE = 1e-4  # of a percentage that is computed anew
 
@@ -100,7 +100,7 @@ class Reader:
     _common: dict[tuple[int, int], Common] = field(default_factory=dict)
     _failures: int = 0
 
-    def read(self, runs: Sequence[Run]) -> Predictions:
+    def read(self, runs: Sequence[TrainedRun]) -> Predictions:
         """Of the runs of one entry, on the images that all of them have.
 
         MissingError: one has none, they cannot be read, they are of other images, or those of
@@ -141,7 +141,7 @@ class Reader:
             self._common[key] = _common(one, two)
         return self._common[key]
 
-    def _of_run(self, run: Run) -> Predictions:
+    def _of_run(self, run: TrainedRun) -> Predictions:
         if self._failures >= MOST_FAILURES:
             raise MissingError("its predictions were not asked for, as fetching others had failed")
         try:
@@ -174,7 +174,7 @@ class Reader:
         return images
 
 
-def read_predictions(source: Source, runs: Sequence[Run]) -> Predictions | None:
+def read_predictions(source: Source, runs: Sequence[TrainedRun]) -> Predictions | None:
     """None if one of the runs has none that can be used."""
     try:
         return Reader(source).read(runs)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 LEVEL = 0.95  # of every interval; 1 - LEVEL is the error that tests allow
 REPLICATES = 2000  # of a bootstrap: its ends are then known to 3 % of its width
 BINS = 15  # of confidence, as Guo et al. take

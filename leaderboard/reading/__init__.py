@@ -1,0 +1,1 @@
+"""Where results come from: MLflow stores and servers, caches, files of runs."""
