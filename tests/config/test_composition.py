@@ -76,10 +76,21 @@ def test_a_mixers_defaults_are_those_of_its_class(mixer: str) -> None:
     assert content == {"name": mixer, **options}
 
 
-@pytest.mark.parametrize("name", config_names("recipe"))
-def test_a_recipe_file_says_each_field_once_and_no_other(name: str) -> None:
-    content = yaml.safe_load((CONFIGS / "recipe" / f"{name}.yaml").read_text())
-    assert {key for key, _ in flatten(content)} == set(_fields_without_default(Recipe))
+def _said(recipe: str) -> set[str]:
+    """The fields that the recipe's file states."""
+    content = yaml.safe_load((CONFIGS / "recipe" / f"{recipe}.yaml").read_text())
+    return {key for key, _ in flatten(content)} - {"defaults"}
+
+
+def test_deits_recipe_says_each_field_and_no_other() -> None:
+    assert _said("deit") == set(_fields_without_default(Recipe))
+
+
+@pytest.mark.parametrize("name", [name for name in config_names("recipe") if name != "deit"])
+def test_a_recipe_that_follows_deits_says_its_differences_and_no_more(name: str) -> None:
+    composed = [compose(["protocol=imagenet_deit", f"recipe={own}"]) for own in (name, "deit")]
+    own, deit = (dict(flatten(dataclasses.asdict(c.protocol.recipe))) for c in composed)
+    assert _said(name) == {key for key, value in own.items() if value != deit[key]}
 
 
 def _fields_without_default(cls: type, prefix: str = "") -> Iterator[str]:
