@@ -16,8 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mixerbench.objectives import CLASSIFICATION
 from mixerbench.tracking.journal import Record
 from mixerbench.tracking.keys import Metric
+
+_HEADLINE = CLASSIFICATION.headline  # of the runs of a suite
 
 WAITING, RUNNING, RESUMED = "waiting", "running", "resumed"
 FINISHED, BROKEN, FAILED, IN_USE = "finished", "broken", "failed", "in use"
@@ -46,7 +49,7 @@ class _Row:
     step: int = 0
     total: int | None = None
     epoch: float = 0.0
-    top1: float | None = None
+    score: float | None = None  # the newest headline score
     seconds: float | None = None  # of training, once it is finished
     known_until: int = -1  # time of the newest record of an earlier process
     began: tuple[float, int] | None = None  # when this process was at which step
@@ -65,8 +68,8 @@ class _Row:
                 self.step = record["step"]
                 self.epoch = values.get(Metric.EPOCH, self.epoch)
                 self.began = self.began or (record["time"] / 1000, record["step"])
-            for key in (Metric.VAL_TOP1, Metric.FINAL_TOP1):
-                self.top1 = values.get(key, self.top1)
+            for key in (_HEADLINE.val, _HEADLINE.final):
+                self.score = values.get(key, self.score)
             self.seconds = values.get(Metric.TRAINING_SECONDS, self.seconds)
 
     def cells(self) -> tuple[RenderableType, ...]:
@@ -75,7 +78,7 @@ class _Row:
             f"[{_STYLES[self.state]}]{self.state}[/]",
             ProgressBar(self.total or 1, self.step, width=_BAR_WIDTH),
             self._epoch(),
-            "-" if self.top1 is None else f"{self.top1:.2f} %",
+            "-" if self.score is None else _HEADLINE.number(self.score),
             self._time(),
         )
 
@@ -132,7 +135,7 @@ class SuiteTable:
         """Show a run that has not begun; all of a suite are shown from the beginning."""
 
     def show(self, name: str, record: Record) -> None:
-        """Take in one record of the journal of the run ``name``; again what is known is nothing."""
+        """Take in one record of the journal of ``name``; one that is known changes nothing."""
         row = self._rows[name]
         if record["time"] <= row.known_until:
             return
@@ -140,8 +143,9 @@ class SuiteTable:
         row.take(record)
         if row.state != before and row.state in (RUNNING, RESUMED):
             self._say(f"{name}: {row.state}")
-        if Metric.VAL_TOP1 in record.get("values", {}):
-            self._say(f"{name}: step {record['step']}/{row.total}, top-1 {row.top1:.2f} %")
+        if _HEADLINE.val in record.get("values", {}) and row.score is not None:
+            score = _HEADLINE.text(row.score)
+            self._say(f"{name}: step {record['step']}/{row.total}, {score}")
 
     def ended(self, name: str, message: str) -> None:
         """Say how the run ``name`` ended, and why it did not finish, if it did not."""
@@ -172,7 +176,7 @@ class SuiteTable:
         table = Table(box=None, pad_edge=False)
         for header in ("run", "state", ""):
             table.add_column(header, no_wrap=True)
-        for header in ("epoch", "top-1", "time"):
+        for header in ("epoch", _HEADLINE.header, "time"):
             table.add_column(header, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row.cells())
@@ -183,11 +187,11 @@ class SuiteTable:
 
     def _ranking(self) -> list[Text]:
         """The finished runs, best first: what is known of the board before it is judged."""
-        finished = [row for row in self._rows.values() if row.state == FINISHED and row.top1]
-        finished.sort(key=lambda row: -(row.top1 or 0.0))
+        finished = [row for row in self._rows.values() if row.state == FINISHED and row.score]
+        finished.sort(key=lambda row: -(row.score or 0.0))
         return [
-            Text(f"{place:>3}. {row.name}  {row.top1:.2f} %")
-            for place, row in enumerate(finished, 1)
+            Text(f"{rank:>3}. {row.name}  {_HEADLINE.number(row.score or 0.0)}")
+            for rank, row in enumerate(finished, 1)
         ]
 
     def _say(self, line: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from mixerbench.errors import Refusal
+from mixerbench.tracking.figures import Figure
 
 if TYPE_CHECKING:
     import torch
@@ -35,15 +36,31 @@ class Score:
 
     name: str
     header: str  # as people read it
-    format: str  # of Python, unit included: "{:.2f} %"
+    unit: str  # "": none
+    format: str  # of Python, without the unit
     val: str  # metric of the weights, at each evaluation
     ema: str  # of their moving average
     final: str  # of the last weights, once
     final_ema: str | None = None  # None: not logged
 
+    @classmethod
+    def of(cls, figure: Figure, name: str, val: str, ema: str, final_ema: str) -> "Score":
+        """The score whose final value is one of the figures that results are compared by."""
+        shown = (figure.header, figure.unit, figure.format)
+        return cls(name, *shown, val, ema, figure.key, final_ema)
+
+    def number(self, value: float, digits: int | None = None) -> str:
+        """``93.20 %``
+
+        Args:
+            digits: after the point, where another number of them is wanted than usual.
+        """
+        text = format(value, self.format if digits is None else f".{digits}f")
+        return f"{text} {self.unit}" if self.unit else text
+
     def text(self, value: float) -> str:
         """``top-1 93.20 %``"""
-        return f"{self.header} {self.format.format(value)}"
+        return f"{self.header} {self.number(value)}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ class Objective(ABC):
             if average is None:
                 parts.append(text)
             elif score is self.headline:
-                ema = score.format.format(average.scores[score.name])
+                ema = score.number(average.scores[score.name])
                 parts.append(f"{text} (EMA {ema})")
             elif score.final_ema is not None:
                 parts.append(text)

@@ -14,9 +14,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mixerbench.objectives import CLASSIFICATION
 from mixerbench.tracking.journal import Record
 from mixerbench.tracking.keys import Metric
 
+_HEADLINE = CLASSIFICATION.headline  # of all runs so far
 _WIDE = 100  # columns; on a narrower terminal the speed would push out the time that is left
 
 
@@ -37,7 +39,7 @@ class ProgressView:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}{task.fields[speed]}"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[score]}{task.fields[speed]}"),
             console=self._console,
             disable=not self._bars,
         )
@@ -53,7 +55,12 @@ class ProgressView:
         """Show a run that has not begun."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(
-                escape(name), start=False, total=None, loss="-", top1="-", speed=""
+                escape(name),
+                start=False,
+                total=None,
+                loss="-",
+                score=f"{_HEADLINE.header} -",
+                speed="",
             )
 
     def show(self, name: str, record: Record) -> None:
@@ -74,14 +81,14 @@ class ProgressView:
                     loss=f"{values[Metric.TRAIN_LOSS]:.3f}",
                     speed=f"  {self._speeds[name]}" if self._console.width >= _WIDE else "",
                 )
-            if Metric.VAL_TOP1 in values:
-                top1 = f"{values[Metric.VAL_TOP1]:.1f} %"
-                self._progress.update(task, top1=top1)
+            if _HEADLINE.val in values:
+                text = f"{_HEADLINE.header} {_HEADLINE.number(values[_HEADLINE.val], digits=1)}"
+                self._progress.update(task, score=text)
                 if self._lines:
                     total = self._totals.get(name, "?")
                     speed = f", {self._speeds[name]}" if name in self._speeds else ""
                     print(
-                        f"{name}: step {record['step']}/{total}, top-1 {top1}{speed}",
+                        f"{name}: step {record['step']}/{total}, {text}{speed}",
                         file=sys.stderr,
                     )
 

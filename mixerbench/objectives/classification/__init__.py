@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mixerbench.objectives.objective import Evaluation, Gather, Objective, Score
+from mixerbench.tracking.figures import BY_KEY
 from mixerbench.tracking.keys import Metric
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from mixerbench.data.loader import EvalBatch
 
 # fmt: off
-TOP1 = Score("top1", "top-1", "{:.2f} %", Metric.VAL_TOP1, Metric.EMA_TOP1,
-             Metric.FINAL_TOP1, Metric.FINAL_EMA_TOP1)
-TOP5 = Score("top5", "top-5", "{:.2f} %", Metric.VAL_TOP5, Metric.EMA_TOP5,
-             Metric.FINAL_TOP5, Metric.FINAL_EMA_TOP5)
-LOSS = Score("loss", "loss", "{:.4f}", Metric.VAL_LOSS, Metric.EMA_LOSS, Metric.FINAL_LOSS)
+TOP1 = Score.of(BY_KEY[Metric.FINAL_TOP1], "top1",
+                Metric.VAL_TOP1, Metric.EMA_TOP1, Metric.FINAL_EMA_TOP1)
+TOP5 = Score.of(BY_KEY[Metric.FINAL_TOP5], "top5",
+                Metric.VAL_TOP5, Metric.EMA_TOP5, Metric.FINAL_EMA_TOP5)
+LOSS = Score("loss", "loss", "", ".4f", Metric.VAL_LOSS, Metric.EMA_LOSS, Metric.FINAL_LOSS)
 # fmt: on
 
 
