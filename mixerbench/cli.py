@@ -83,7 +83,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         _check_text(arguments)
         commands[arguments[0]](arguments[1:])
     else:
-        from mixers.core.catalog import nearest
+        from mixers.core.names import nearest
 
         raise Refusal(f"unknown command {arguments[0]!r}. {nearest(arguments[0], commands)}")
 
@@ -243,7 +243,7 @@ examples:
     actions = ("run", "show")
     action, *given = options.settings or [""]
     if action not in actions:
-        from mixers.core.catalog import nearest
+        from mixers.core.names import nearest
 
         what = f"has no action {action!r}" if action else "needs an action"
         raise Refusal(f"suite {what}. {nearest(action, actions)}")

@@ -8,10 +8,12 @@ that needs it, so that command lines can list what is registered without waiting
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixers.core.contract import TokenGrid, TokenMixer
+    from mixers.core.contract import Place, Stride, TokenGrid, TokenMixer
     from mixers.core.registry import MIXERS, create_mixer, list_mixers, load_plugin, register_mixer
 
 _HOME = {
+    "Place": "mixers.core.contract",
+    "Stride": "mixers.core.contract",
     "TokenGrid": "mixers.core.contract",
     "TokenMixer": "mixers.core.contract",
     "MIXERS": "mixers.core.registry",
@@ -22,6 +24,8 @@ _HOME = {
 }
 __all__ = [
     "MIXERS",
+    "Place",
+    "Stride",
     "TokenGrid",
     "TokenMixer",
     "create_mixer",

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.contract import Stride, TokenGrid, TokenMixer
 from mixers.core.errors import Refusal
 from mixers.core.registry import register_mixer
 
@@ -20,7 +20,6 @@ class Convolution(TokenMixer):
 
     any_grid = True
     mixes_prefix = False  # a class token has no neighbours
-    strides = True
     paper = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
     formula = "y_i = Σ_{j ∈ N(i)} W_{j−i} x_j"
 
@@ -33,10 +32,12 @@ class Convolution(TokenMixer):
         kernel_size: int = 3,
         depthwise: bool = False,
         bias: bool = False,
+        stride: Stride,
     ) -> None:
         super().__init__(dim, grid, num_heads)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise Refusal(f"convolution: kernel_size is odd, 1 or more, not {kernel_size}.")
+        self.stride = stride
         groups = dim if depthwise else 1
         self.conv = nn.Conv2d(
             dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias

@@ -4,7 +4,7 @@ Axis letters: B batch, N tokens, C channels, h heads, d channels of a head, H x 
 grid, k the window's side, S x T tiles, y x x the queries of a tile, Y x X its keys.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class LocalAttention(TokenMixer):
         num_heads: int,
         *,
         window: int = 7,
-        border: str = "zero",
+        border: Literal["zero", "masked"] = "zero",
         qkv_bias: bool = False,
         out_proj: bool = True,
     ) -> None:
@@ -67,8 +67,6 @@ class LocalAttention(TokenMixer):
             )
         if window < 1:
             raise Refusal(f"local_attention: a window of {window} is empty: give 1 or more.")
-        if border not in ("zero", "masked"):
-            raise Refusal(f"local_attention: border is 'zero' or 'masked', not {border!r}.")
         self.window = window
         self.border = border
         self._cuts = _cuts(*grid[:2], window)

@@ -3,6 +3,8 @@
 Axis letters: B batch, N tokens, C channels.
 """
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,11 +40,9 @@ class PatchFF(TokenMixer):
         *,
         hidden_ratio: float = 4.0,
         hidden_dim: int | None = None,
-        norm: str = "channels",
+        norm: Literal["channels", "tokens"] = "channels",
     ) -> None:
         super().__init__(dim, grid, num_heads)
-        if norm not in ("channels", "tokens"):
-            raise Refusal(f"patch_ff: norm is 'channels' or 'tokens', not {norm!r}.")
         tokens = grid.tokens
         hidden = hidden_dim if hidden_dim is not None else round(hidden_ratio * tokens)
         if hidden < 1:

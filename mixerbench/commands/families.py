@@ -12,8 +12,9 @@ from mixerbench.errors import first_line
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
 from mixers import MIXERS, load_plugin
-from mixers.core.catalog import Entry, mixer_catalog
+from mixers.core.catalog import mixer_catalog
 from mixers.core.plan import SCHEDULES, MixerChoice, Schedule, read_plan
+from mixers.core.spec import Spec
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})")
 
@@ -82,7 +83,7 @@ def _of_records(name: str, runs: Iterable[TrainedRun]) -> MixerDescription:
     )
 
 
-def _of_mixer(entry: Entry) -> MixerDescription:
+def _of_mixer(entry: Spec) -> MixerDescription:
     options = {option.name: shown(option.default) for option in entry.options}
     return _family(entry.name, entry, options)
 
@@ -91,7 +92,7 @@ def _of_schedule(name: str, schedule: Schedule) -> MixerDescription:
     return _family(name, schedule, {"plan": f"[{','.join(schedule.plan)}]"})
 
 
-def _family(name: str, source: Entry | Schedule, options: Mapping[str, str]) -> MixerDescription:
+def _family(name: str, source: Spec | Schedule, options: Mapping[str, str]) -> MixerDescription:
     plan = read_plan(name)
     distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
     facts = _facts([MIXERS.facts(choice.name) for choice in distinct])

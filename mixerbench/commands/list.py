@@ -15,8 +15,9 @@ from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
 from mixerbench.config.sizes import SIZES
 from mixerbench.errors import Refusal
-from mixers.core.catalog import MISSING, Option, nearest
+from mixers.core.names import nearest
 from mixers.core.plan import SCHEDULES, plan_name
+from mixers.core.spec import MISSING, Option
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -110,7 +111,11 @@ def _files(group: str) -> Callable[[Sequence[str]], Rows]:
 
 
 def _options(kind: str, options: Sequence[Option]) -> str:
-    return "\n".join(f"{kind}.{option.name}={shown(option.default)}" for option in options)
+    return "\n".join(
+        f"{kind}.{option.name}={shown(option.default)}"
+        + (f" ({', '.join(map(shown, option.choices))})" if option.choices else "")
+        for option in options
+    )
 
 
 def shown(default: object) -> str:

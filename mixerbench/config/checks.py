@@ -16,13 +16,14 @@ from mixerbench.config.schema import Batch, Settings, flatten
 from mixerbench.config.sizes import halved_grid, token_grid
 from mixerbench.config.sources import source_catalog
 from mixerbench.errors import Refusal
-from mixers.core.catalog import Entry, nearest
+from mixers.core.names import nearest
 from mixers.core.plan import check_names, check_prefix, read_plan, spread
+from mixers.core.spec import Spec
 
 _SIZE: Final = between(1, 2**16)  # channels, blocks, heads
 
 
-def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
+def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Spec]]) -> None:
     """Refuse settings that no run could follow.
 
     Args:
@@ -140,7 +141,7 @@ def _check_launcher(settings: Settings) -> None:
         )
 
 
-def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]) -> None:
+def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Spec]]) -> None:
     protocol, model = settings.protocol, settings.model
     mixers, backbone, size = catalogs["mixer"], model["backbone"], model["size"]
     for slot in ("channel_mixer", "merging"):
@@ -149,6 +150,11 @@ def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Entry]]
             raise Refusal(f"unknown {slot} {name!r}. {nearest(name, catalogs[slot])}")
     plan = read_plan(model["mixer"])
     check_names(plan, list(mixers))
+    for each in plan:
+        mixers[each.name].check_options(each.options)
+    for kind in ("stem", "backbone"):
+        given = {key: value for key, value in model[kind].items() if key != "name"}
+        catalogs[kind][model[kind]["name"]].check_options(given)
     if "depths" in size:
         # a class token joins at the last stage
         with_prefix = spread(plan, len(size["depths"]), "stages")[-1:]

@@ -49,8 +49,8 @@ from mixerbench.config.schema import (
 )
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import Refusal
-from mixers.core.catalog import Entry
 from mixers.core.plan import PLAN, SCHEDULES
+from mixers.core.spec import Spec
 
 
 def compose(arguments: Sequence[str], match: Match | None = None) -> Settings:
@@ -150,7 +150,7 @@ def _matched(settings: Settings, match: Match | None) -> Settings:
 
 
 @contextmanager
-def _hydra(catalogs: Mapping[str, Mapping[str, Entry]], backbone: str) -> Iterator[None]:
+def _hydra(catalogs: Mapping[str, Mapping[str, Spec]], backbone: str) -> Iterator[None]:
     store = ConfigStore.instance()
     for group in PARTS:
         store.repo.pop(group, None)  # what an earlier call's plugins registered

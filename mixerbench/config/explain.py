@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mixerbench.config.overrides import GROUPS
 from mixerbench.config.schema import flatten
-from mixers.core.catalog import nearest
+from mixers.core.names import nearest
 
 _TYPES_IN_WORDS = {
     "int": "a whole number",

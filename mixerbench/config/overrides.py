@@ -17,8 +17,9 @@ from mixerbench.config.saved import check_saved
 from mixerbench.config.schema import flatten
 from mixerbench.config.sizes import SIZES
 from mixerbench.errors import Refusal
-from mixers.core.catalog import Entry, nearest
+from mixers.core.names import nearest
 from mixers.core.plan import PLAN, SCHEDULES
+from mixers.core.spec import Spec
 
 _INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
 """``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
@@ -175,7 +176,7 @@ def chosen_backbone(overrides: Sequence[str]) -> str:
 
 
 def check_names(
-    overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Entry]], backbone: str
+    overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Spec]], backbone: str
 ) -> None:
     """Refuse what Hydra would refuse less clearly: unknown names of whole groups."""
     known = {

@@ -12,14 +12,15 @@ from typing import Any, Literal, Optional, Union
 
 from mixerbench.config.presets import PARTS
 from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixers.core.catalog import MISSING, Entry, mixer_catalog, read_files
+from mixers.core.catalog import mixer_catalog, read_files
 from mixers.core.plan import PLAN, SCHEDULES, plan_name, read_plan
+from mixers.core.spec import MISSING, Spec
 
 KINDS = ("backbone", "stem", "mixer", "channel_mixer", "merging")
 """The kinds of registered classes that a model is made of."""
 
 
-def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Entry]:
+def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Spec]:
     """What can be named of a kind: mixers, stems, backbones, channel mixers, mergings."""
     if kind == "mixer":
         return mixer_catalog(plugins)
@@ -43,7 +44,7 @@ def size_node(name: str, size: Any) -> type:
     return dataclasses.make_dataclass(type(size).__name__, fields)
 
 
-def option_node(entry: Entry, divisor: int) -> type:
+def option_node(entry: Spec, divisor: int) -> type:
     """A dataclass of a class's options, so that Hydra knows their names and types."""
     fields: list[Any] = [("name", str, dataclasses.field(default=entry.name))]
     for option in entry.options:
@@ -72,7 +73,7 @@ def _python_type(annotation: str) -> Any:
 
 
 def model_label(
-    model: Mapping[str, Any], patch_size: int, catalogs: Mapping[str, Mapping[str, Entry]]
+    model: Mapping[str, Any], patch_size: int, catalogs: Mapping[str, Mapping[str, Spec]]
 ) -> str:
     """A short name: the mixer, the size, and whatever differs from the plain model."""
     names = {part: model[part]["name"] for part in PARTS}

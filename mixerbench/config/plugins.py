@@ -9,11 +9,12 @@ from typing import Any
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal
-from mixers.core.catalog import Entry, is_built_in, mixer_catalog, plugin_path, source_digest
+from mixers.core.catalog import is_built_in, mixer_catalog, plugin_path, source_digest
 from mixers.core.plan import read_plan
+from mixers.core.spec import Spec
 
 
-def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Entry]) -> list[str]:
+def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spec]) -> list[str]:
     """Those of all plugins, used or not, and of the installed packages that the plan takes.
 
     Args:
@@ -66,7 +67,7 @@ def _names(path: Path) -> Iterator[str]:
         number += 1
 
 
-def _packages(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Entry]) -> dict[str, Path]:
+def _packages(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spec]) -> dict[str, Path]:
     """The mixers of the plan that are neither ours nor a plugin's, and their files."""
     own = set(map(plugin_path, plugins))
     entries = [catalog[choice.name] for choice in read_plan(mixer) if choice.name in catalog]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mixerbench.errors import Refusal
-from mixers.core.catalog import nearest
+from mixers.core.names import nearest
 
 PARTS = ("backbone", "size", "stem", "mixer")
 """What a model consists of, in settings and in presets."""

@@ -19,8 +19,8 @@ from mixerbench.config.rules import FILLED_IN, marked
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixerbench.errors import Refusal
-from mixers.core.catalog import MISSING, Entry
 from mixers.core.plan import PLAN, SCHEDULES
+from mixers.core.spec import MISSING, Spec
 
 _FILLED_IN = frozenset(marked(Protocol, FILLED_IN))
 
@@ -109,7 +109,7 @@ def _plain_part(model: Mapping[str, Any], part: str, patch_size: int) -> Mapping
 
 
 @cache
-def _catalog(kind: str) -> Mapping[str, Entry]:
+def _catalog(kind: str) -> Mapping[str, Spec]:
     return part_catalog(kind)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mixerbench.config.schema import Data
 from mixerbench.errors import Refusal
-from mixers.core.catalog import Entry, plugin_path, read_files
+from mixers.core.catalog import plugin_path, read_files
+from mixers.core.spec import Spec
 
 _HOME = Path(__file__).parents[1] / "data" / "sources"
 
@@ -18,7 +19,7 @@ PACK_FILE = "pack.json"
 JOURNAL_FILE = "packing.jsonl"  # instead of it, as long as shards are missing
 
 
-def source_catalog(plugins: Sequence[str | Path] = ()) -> dict[str, Entry]:
+def source_catalog(plugins: Sequence[str | Path] = ()) -> dict[str, Spec]:
     """Every data source that can be named: the built-in ones, and those of plugin files.
 
     Raises:

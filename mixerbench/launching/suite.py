@@ -26,7 +26,7 @@ from mixerbench.launching.local import names_of, run_jobs
 from mixerbench.launching.table import BROKEN, FINISHED, IN_USE, WAITING, SuiteTable
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.folder import complete, find_folders, identity_of, is_finished, is_free
-from mixers.core.catalog import nearest
+from mixers.core.names import nearest
 
 _FIELDS = ("description", "runs")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+~-]+")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mixers import TokenMixer
 from mixers.core.errors import Refusal
 
-POOLS = ("avg", "token")
+Pool = Literal["avg", "token"]
 
 
 class Backbone(nn.Module, ABC):
@@ -37,11 +37,9 @@ class Backbone(nn.Module, ABC):
     """Must the grid be even wherever it is halved between stages?"""
 
     def __init__(
-        self, dim: int, num_classes: int, *, pool: str = "avg", distillation_token: bool = False
+        self, dim: int, num_classes: int, *, pool: Pool = "avg", distillation_token: bool = False
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise Refusal(f"pool is 'avg' or 'token', not {pool!r}.")
         if distillation_token and pool != "token":
             raise Refusal("a distillation token needs a class token beside it: set pool=token.")
         self.pool = pool

@@ -1,6 +1,6 @@
 """The residual block that every mixer and channel mixer sits in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from timm.layers import DropPath, LayerScale
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mixerbench.config.schema import Regularization
 from mixerbench.models.part_kinds import CHANNEL_MIXERS
 from mixerbench.models.parts import ChannelMixer
-from mixers import MIXERS, TokenGrid, TokenMixer
+from mixers import MIXERS, Place, TokenGrid, TokenMixer
 from mixers.core.errors import Refusal
 from mixers.core.plan import MixerChoice
 
@@ -78,9 +78,10 @@ def build_blocks(
     grid: TokenGrid,
     num_heads: int,
     rates: Iterable[float],
+    places: Iterable[Place],
     options: BlockOptions,
 ) -> nn.ModuleList:
-    """One block per choice and rate of stochastic depth.
+    """One block per choice, rate of stochastic depth and place.
 
     Raises:
         Refusal: an unknown mixer or option, or parts that do not fit each other.
@@ -88,13 +89,22 @@ def build_blocks(
     dropout = options.regularization.dropout
     return nn.ModuleList(
         Block(
-            MIXERS.create(choice.name, dim, grid, num_heads, **choice.options),
+            MIXERS.build(choice, dim, grid, num_heads, place),
             CHANNEL_MIXERS.create(options.channel_mixer, dim, grid, options.mlp_ratio, dropout),
             rate,
             options,
         )
-        for choice, rate in zip(choices, rates, strict=True)
+        for choice, rate, place in zip(choices, rates, places, strict=True)
     )
+
+
+def places_of(depths: Sequence[int]) -> list[list[Place]]:
+    """The places of all blocks, stage by stage."""
+    before = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [
+        [Place(before[stage] + i, sum(depths), i, stage) for i in range(depth)]
+        for stage, depth in enumerate(depths)
+    ]
 
 
 def drop_path_rates(regularization: Regularization, depth: int) -> list[float]:

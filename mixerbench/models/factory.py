@@ -18,8 +18,8 @@ from mixerbench.models.backbone import Backbone
 from mixerbench.models.part_kinds import BACKBONES, STEMS
 from mixerbench.models.positions import STD, PositionEmbedding
 from mixers import MIXERS, TokenGrid
-from mixers.core.catalog import nearest
 from mixers.core.errors import Refusal
+from mixers.core.names import nearest
 from mixers.core.plan import MixerSpec, check_names, read_plan
 
 PATCH_SIZE = 16  # pixels; ViT's and DeiT's at 224 x 224

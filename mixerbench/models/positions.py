@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from mixers import TokenGrid
 from mixers.core.errors import Refusal
 
-RESIZES = ("bicubic", "bilinear")
 STD = 0.02  # ViT's; of a truncated normal distribution
 
 
@@ -34,8 +33,6 @@ class PositionEmbedding(nn.Module):
         resize: str = "bicubic",
     ) -> None:
         super().__init__()
-        if resize not in RESIZES:
-            raise Refusal(f"pos_resize is one of {', '.join(RESIZES)}, not {resize!r}.")
         rows, columns = self._size(table or (grid.height, grid.width))
         self.grid = TokenGrid(rows, columns, grid.prefix)
         self.resize = resize

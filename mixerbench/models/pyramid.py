@@ -4,14 +4,14 @@ Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import StagedSize, halved_grid, token_grid
 from mixerbench.models.backbone import Backbone
-from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
+from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates, places_of
 from mixerbench.models.part_kinds import MERGINGS, register_backbone
 from mixerbench.models.positions import PositionEmbedding
 from mixers import MIXERS, TokenGrid
@@ -51,7 +51,7 @@ class Pyramid(Backbone):
         num_classes: int,
         regularization: Regularization,
         *,
-        pool: str = "avg",
+        pool: Literal["avg", "token"] = "avg",
         merging: str = "deformable",
         channel_mixer: str = "mlp",
         mlp_ratios: tuple[float, ...] = (4.0, 4.0, 4.0, 4.0),
@@ -85,6 +85,7 @@ class Pyramid(Backbone):
                         grid,
                         size.num_heads[i],
                         [next(rates) for _ in range(size.depths[i])],
+                        places_of(size.depths)[i],
                         BlockOptions(channel_mixer, mlp_ratios[i], norm_eps, False, regularization),
                     ),
                     # where positions are added, and once where none are

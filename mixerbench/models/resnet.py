@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import StagedSize, token_grid
 from mixerbench.models.backbone import Backbone
-from mixerbench.models.blocks import drop_path_layer, drop_path_rates
+from mixerbench.models.blocks import drop_path_layer, drop_path_rates, places_of
 from mixerbench.models.part_kinds import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
 from mixers.core.plan import MixerChoice, spread
@@ -60,9 +60,9 @@ class ResNet(Backbone):
         for i, choice in enumerate(choices):
             dim, heads = size.dims[i], size.num_heads[i]
             blocks = nn.ModuleList()
-            for j in range(size.depths[i]):
-                stride = 2 if i > 0 and j == 0 else 1
-                mixer = MIXERS.create(choice.name, dim, grid, heads, **choice.options)
+            for place in places_of(size.depths)[i]:
+                stride = 2 if i > 0 and place.block_in_stage == 0 else 1
+                mixer = MIXERS.build(choice, dim, grid, heads, place, stride)
                 blocks.append(
                     Bottleneck(channels, mixer, stride, next(rates), regularization.layer_scale)
                 )
@@ -119,7 +119,6 @@ class Bottleneck(nn.Module):
         self.mixer = mixer if mixer.adds_sub_layer else None
         if self.mixer is not None:
             self.bn2 = nn.BatchNorm2d(dim)
-            self.mixer.stride = stride if mixer.strides else 1
         self.conv3 = nn.Conv2d(dim, out_dim, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_dim)
         self.downsample = None

@@ -1,14 +1,14 @@
 """The isotropic backbone: one resolution and one width from the first block to the last."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import ViTSize, token_grid
 from mixerbench.models.backbone import Backbone
-from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
+from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates, places_of
 from mixerbench.models.names import accept_timm_names
 from mixerbench.models.part_kinds import register_backbone
 from mixerbench.models.positions import PositionEmbedding
@@ -52,14 +52,14 @@ class ViT(Backbone):
         num_classes: int,
         regularization: Regularization,
         *,
-        pool: str = "avg",
+        pool: Literal["avg", "token"] = "avg",
         distillation_token: bool = False,
         channel_mixer: str = "mlp",
         mlp_ratio: float = 4.0,
         channels_first: bool = False,
         norm_eps: float = 1e-6,
         pos_table: tuple[int, int] | None = None,
-        pos_resize: str = "bicubic",
+        pos_resize: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         super().__init__(size.dim, num_classes, pool=pool, distillation_token=distillation_token)
         check_prefix(plan, MIXERS.facts, pool)
@@ -74,6 +74,7 @@ class ViT(Backbone):
             self.grid,
             size.num_heads,
             drop_path_rates(regularization, size.depth),
+            places_of([size.depth])[0],
             BlockOptions(channel_mixer, mlp_ratio, norm_eps, channels_first, regularization),
         )
         self.norm = nn.LayerNorm(size.dim, eps=norm_eps)

@@ -128,10 +128,9 @@ class Subject:
         built_as = self.mixer.built_as
         if built_as is None:
             return None
-        given = (self.mixer.dim, grid, self.mixer.num_heads)
+        numbers = (self.mixer.dim, grid, self.mixer.num_heads)
         try:
-            mixer = MIXERS.create(built_as.name, *given, **built_as.options)
-            mixer.stride = self.mixer.stride
+            mixer = MIXERS.build(built_as, *numbers, **self.mixer.given)
             other = Subject(mixer, grid, self.name)
             _ = other.alone
         except ValueError:
@@ -186,8 +185,8 @@ def check_mixers(model: nn.Module) -> None:
     checked: list[Any] = []
     for mixer in _outermost(model):
         shapes = {name: tensor.shape for name, tensor in mixer.state_dict().items()}
-        numbers = (mixer.dim, mixer.grid, mixer.num_heads, mixer.stride)
-        identity = (type(mixer), mixer.built_as, numbers, shapes)
+        numbers = (mixer.dim, mixer.grid, mixer.num_heads)
+        identity = (type(mixer), mixer.built_as, mixer.given, numbers, shapes)
         if identity not in checked:
             checked.append(identity)
             check_mixer(mixer)
@@ -422,14 +421,14 @@ def _reached(subject: Subject) -> bool | None:
     changed = grid.prefix + torch.randperm(places)[: ceil(places / 2)]
     kept = torch.ones(grid.tokens, dtype=torch.bool)
     kept[changed] = False
-    if not kept.any():
-        return None
     x = subject.x[:1].clone()
     x[:, changed] = torch.randn_like(x[:, changed])
-    stride, mixer.stride = mixer.stride, 1  # an output for every token
-    before = subject.alone if stride == 1 else subject.run(subject.x[:1])
-    after = subject.run(x)
-    mixer.stride = stride
+    # Of a mixer that halves the grid, the tokens at even rows and columns have an output.
+    image = kept[grid.prefix :].unflatten(0, grid[:2])[:: mixer.stride, :: mixer.stride]
+    kept = torch.cat([kept[: grid.prefix], image.flatten()])
+    if not kept.any():
+        return None
+    before, after = subject.alone, subject.run(x)
     return _moved(before[:, kept], after[:, kept], before)
 
 

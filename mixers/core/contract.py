@@ -4,12 +4,15 @@ Axis letters: B batch, N tokens (prefix first, then the grid row by row), C chan
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, NewType
 
 from torch import Tensor, nn
 
 from mixers.core.errors import Refusal
 from mixers.core.plan import MixerChoice
+from mixers.core.spec import Family
 
 
 class TokenGrid(NamedTuple):
@@ -28,15 +31,33 @@ class TokenGrid(NamedTuple):
         return f"{self.height} x {self.width}" + (f" + {self.prefix}" if self.prefix else "")
 
 
+class Place(NamedTuple):
+    """Where in a model a mixer stands; all numbers but ``depth`` count from 0."""
+
+    block: int
+    depth: int  # blocks of the whole model
+    block_in_stage: int
+    stage: int  # an isotropic model has one
+
+
+Stride = NewType("Stride", int)
+"""2 where a mixer is to halve the grid (rounding up), else 1."""
+
+
 class TokenMixer(nn.Module, ABC):
     """Exchanges information between tokens: (B, N, C) -> (B, N, C).
 
     A mixer is built with ``dim`` (C), the ``grid`` that it is built for, ``num_heads``
     (which a mixer without heads ignores), and its own keyword-only arguments: their
-    names, types and defaults are its configuration. The class attributes are facts that
-    the backbones, the recipe and the documentation read.
+    names, types (``Literal`` for choices) and defaults are its configuration. The class
+    attributes are facts that the backbones, the recipe and the documentation read: literals.
+
+    Two keyword-only arguments are no options, but given by the backbone to a mixer that asks:
+    ``place: Place``, and ``stride: Stride`` to one that can halve the grid itself.
     """
 
+    family: ClassVar[Family] = "other"
+    """What kind of operation mixes the tokens; pages group by it."""
     any_grid: ClassVar[bool]
     """Does it run on another grid than the one it was built for?"""
     grid_options: ClassVar[tuple[str, ...]] = ()
@@ -56,14 +77,14 @@ class TokenMixer(nn.Module, ABC):
     """Names of its parameters that take no weight decay (1-D parameters never do)."""
     adds_sub_layer: ClassVar[bool] = True
     """False for ``none``: a block then has no mixer, no norm and no residual for it."""
-    strides: ClassVar[bool] = False
-    """Does it halve the grid itself when ``stride`` is 2? Else a backbone pools after it."""
     stride: int = 1
-    """Set by a backbone to 2 where the grid is to be halved, if the mixer ``strides``."""
+    """Set by a mixer that is given a stride: its output lies on a grid so many times smaller."""
     pre_norm: bool = True
     """Does the block normalise channels before this mixer? False: it brings its own norm."""
     built_as: MixerChoice | None = None
     """Set by the registry: the name and the options that it was built by."""
+    given: Mapping[str, Any] = MappingProxyType({})
+    """Set by the registry: the place and the stride that it asked for and was built with."""
 
     def __init__(self, dim: int, grid: TokenGrid, num_heads: int) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mixers.core.catalog import nearest
 from mixers.core.errors import Refusal
+from mixers.core.names import nearest
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,18 @@ import pkgutil
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from mixers.core.catalog import described, nearest, plugin_path, source_digest
-from mixers.core.contract import TokenGrid, TokenMixer
+from mixers.core.catalog import described, plugin_path, source_digest
+from mixers.core.contract import Place, TokenGrid, TokenMixer
 from mixers.core.errors import BrokenCodeError, Refusal, is_out_of_memory
+from mixers.core.loaded import spec_of
+from mixers.core.names import nearest
 from mixers.core.plan import PLAN, SCHEDULES, MixerChoice
+from mixers.core.spec import Spec
 
 T = TypeVar("T")
 
@@ -80,9 +83,7 @@ class Registry(Generic[T]):
         for fact in self._facts:
             if not hasattr(cls, fact):
                 raise Refusal(f"{self.kind} {name!r} does not declare its {fact!r}.")
-        for option in _options(cls):
-            if option.annotation is inspect.Parameter.empty:
-                raise Refusal(f"{self.kind} {name!r}: option {option.name!r} has no type.")
+        spec_of(self.kind, name, cls)
 
     def on_register(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with the name of every class that is registered from now on."""
@@ -103,10 +104,17 @@ class Registry(Generic[T]):
         self._import_all()
         return sorted(self._classes)
 
-    def facts(self, name: str) -> dict[str, Any]:
-        """The class attributes of ``name``, as ``mixers.core.catalog`` reads them from source."""
-        cls = self.get(name)
-        return {fact: getattr(cls, fact) for fact in dir(cls) if not fact.startswith("_")}
+    def spec(self, name: str) -> Spec:
+        """What the class called ``name`` says of itself, as its source text says it.
+
+        Raises:
+            Refusal: there is no such class.
+        """
+        return spec_of(self.kind, name, self.get(name))
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """The class attributes of ``name`` that are plain data."""
+        return self.spec(name).facts
 
     def loaded(self) -> set[str]:
         """The names that are registered at this moment; nothing is imported."""
@@ -123,18 +131,8 @@ class Registry(Generic[T]):
         Raises:
             Refusal: an unknown or missing name or option, or a value that the class refuses.
         """
-        cls = self.get(name)
-        known = {option.name: option.default for option in _options(cls)}
-        for option in options:
-            if option not in known:
-                raise Refusal(
-                    f"{self.kind} {name!r} has no option {option!r}. "
-                    + (nearest(option, known) if known else "It has none.")
-                )
-        for option, default in known.items():
-            if default is inspect.Parameter.empty and option not in options:
-                raise Refusal(f"{self.kind} {name!r} has no default for {option!r}: give one.")
-        return cls(*args, **options)
+        self.spec(name).check_options(options)
+        return self.get(name)(*args, **options)
 
     def _import_all(self) -> None:
         """Once is enough: looking for installed packages takes longer than building a model."""
@@ -151,6 +149,10 @@ class Registry(Generic[T]):
         self._is_complete = True
 
 
+ALONE = Place(block=0, depth=1, block_in_stage=0, stage=0)
+"""The place of a mixer that stands in no model."""
+
+
 class MixerRegistry(Registry[TokenMixer]):
     """Token mixers by name; what is wrong with somebody's own class is said in one line."""
 
@@ -158,29 +160,54 @@ class MixerRegistry(Registry[TokenMixer]):
         facts = ("any_grid", "mixes_prefix", "paper")
         super().__init__("mixer", "mixers", facts, reserved={*SCHEDULES, PLAN})
 
-    def create(self, name: str, *args: Any, **options: Any) -> TokenMixer:
-        """Build ``name`` for ``dim`` channels, a grid and heads, with its own options.
+    def build(
+        self,
+        choice: MixerChoice,
+        dim: int,
+        grid: TokenGrid,
+        num_heads: int = 1,
+        place: Place = ALONE,
+        stride: int = 1,
+    ) -> TokenMixer:
+        """Build a mixer for ``dim`` channels, a grid and heads, as a backbone does.
+
+        Args:
+            place: for a mixer that asks for it.
+            stride: 2 if the grid is to be halved; of a mixer that does not ask for it, the
+                ``stride`` stays 1, and the backbone pools after it.
 
         Raises:
             Refusal: an unknown or missing name or option, or a value that the class refuses.
             BrokenCodeError: the class raised something else, or is not built as a mixer is.
         """
+        spec = self.spec(choice.name)
+        spec.check_options(choice.options)
+        given = {n: v for n, v in (("place", place), ("stride", stride)) if n in spec.given}
+        cls = self.get(choice.name)
         try:
-            built = super().create(name, *args, **options)
+            built = cls(dim, grid, num_heads, **choice.options, **given)
         except (Exception, SystemExit) as error:
             if isinstance(error, Refusal):
                 raise
-            files = files_of(self.get(name))
-            raise broken_code(f"mixer {name!r}: its __init__", error, files) from error
-        for attribute, given in zip(("dim", "grid"), args, strict=False):
-            found = vars(built).get(attribute)
-            if found != given:
+            what = f"mixer {choice.name!r}: its __init__"
+            raise broken_code(what, error, files_of(cls)) from error
+        for attribute, expected in (("dim", dim), ("grid", grid)):
+            actual = vars(built).get(attribute)
+            if actual != expected:
                 raise BrokenCodeError(
-                    f"mixer {name!r}: its __init__ must call super().__init__(dim, grid, "
-                    f"num_heads) and leave self.{attribute} at {given}, and not at {found}."
+                    f"mixer {choice.name!r}: its __init__ must call super().__init__(dim, grid, "
+                    f"num_heads) and leave self.{attribute} at {expected}, and not at {actual}."
                 )
-        built.built_as = MixerChoice(name, options)
+        built.built_as, built.given = choice, given
         return built
+
+    def create(self, name: str, *args: Any, **options: Any) -> TokenMixer:
+        """Build ``name`` for ``dim`` channels, a grid and heads, with its own options.
+
+        Raises:
+            Refusal, BrokenCodeError: as `build`.
+        """
+        return self.build(MixerChoice(name, options), *args)
 
     def _check_class(self, name: str, cls: type[TokenMixer]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, TokenMixer)):
@@ -223,11 +250,6 @@ def files_of(cls: type) -> set[str]:
 
 def _is_redefined(old: type, new: type) -> bool:
     return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
-
-
-def _options(cls: type) -> list[inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 _SOURCE = "__mixerbench_source__"  # of a plugin's module: the bytes that were run

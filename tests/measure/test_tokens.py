@@ -15,7 +15,8 @@ from mixerbench.measure.tokens import (
     reach,
 )
 from mixers import MIXERS, TokenMixer, list_mixers
-from mixers.core.catalog import MISSING, mixer_catalog
+from mixers.core.catalog import mixer_catalog
+from mixers.core.spec import MISSING
 
 every_mixer = pytest.mark.parametrize("name", list_mixers())
 few = settings(deadline=None, max_examples=15, derandomize=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixerbench.models import create_model
 from mixers import MIXERS, TokenGrid, TokenMixer, create_mixer, list_mixers
 from mixers.core.conformance import CHECKS, NonconformingMixer, check_mixer, check_mixers
+from mixers.core.plan import MixerChoice
 from mixers.core.registry import BrokenCodeError
 
 DIM, HEADS = 8, 2
@@ -250,9 +251,7 @@ def test_an_option_that_leaves_nothing_to_mix_is_refused(name, options, said):
 
 @pytest.mark.parametrize("grid", [GRID, TokenGrid(24, 25)], ids=str)
 def test_a_mixer_that_halves_the_grid_passes(grid):
-    mixer = create_mixer("convolution", DIM, grid)
-    mixer.stride = 2
-    check_mixer(mixer)
+    check_mixer(MIXERS.build(MixerChoice("convolution"), DIM, grid, stride=2))
 
 
 class ZeroProjection(Right):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers import TokenGrid, TokenMixer, create_mixer
+from mixers import MIXERS, TokenGrid, TokenMixer, create_mixer
+from mixers.core.plan import MixerChoice
 
 GRIDS = [TokenGrid(3, 4), TokenGrid(4, 2), TokenGrid(1, 3), TokenGrid(5, 1), TokenGrid(1, 1)]
 OPTIONS = [
@@ -23,6 +24,10 @@ OPTIONS = [
 def strided(grid: TokenGrid, stride: int) -> TokenGrid:
     """Every ``stride``-th row and column, the first included."""
     return TokenGrid(len(range(0, grid.height, stride)), len(range(0, grid.width, stride)))
+
+
+def build(grid: TokenGrid, dim: int, stride: int, options: dict) -> TokenMixer:
+    return MIXERS.build(MixerChoice("convolution", options), dim, grid, stride=stride)
 
 
 def oracle(mixer: TokenMixer, x: Tensor, grid: TokenGrid) -> Tensor:
@@ -56,7 +61,8 @@ def test_with_stride_2_it_keeps_every_second_token(options, grid, randomize, ass
     mixer = randomize(create_mixer("convolution", 4, grid, **options).double())
     x = torch.randn(2, grid.tokens, 4, dtype=torch.float64, requires_grad=True)
     everywhere = mixer(x, grid).unflatten(1, grid[:2])
-    mixer.stride = 2
+    state, mixer = mixer.state_dict(), build(grid, 4, 2, options).double()
+    mixer.load_state_dict(state)
     y = mixer(x, grid)
     assert y.shape == (2, strided(grid, 2).tokens, 4)
     assert_close(y, oracle(mixer, x, grid))
@@ -72,8 +78,7 @@ def test_with_stride_2_it_keeps_every_second_token(options, grid, randomize, ass
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_torchs_layer_on_the_image(options, stride, randomize):
     grid, dim = TokenGrid(7, 6), 8
-    mixer = randomize(create_mixer("convolution", dim, grid, **options))
-    mixer.stride = stride
+    mixer = randomize(build(grid, dim, stride, options))
     side = options["kernel_size"]
     layer = nn.Conv2d(
         dim,
@@ -106,7 +111,7 @@ def test_its_default_is_resnets_convolution():
     assert mixer.conv.weight.shape == (4, 4, 3, 3)
     assert mixer.conv.bias is None
     assert mixer.stride == 1
-    assert mixer.strides
+    assert "stride" in MIXERS.spec("convolution").given
 
 
 def test_heads_have_no_meaning_for_it():

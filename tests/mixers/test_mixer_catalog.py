@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mixers import MIXERS, list_mixers
-from mixers.core.catalog import MISSING, Entry, mixer_catalog, nearest, plugin_path, read_file
+from mixers import MIXERS, TokenMixer, list_mixers
+from mixers.core.catalog import mixer_catalog, plugin_path
+from mixers.core.names import nearest
+from mixers.core.source import read_file
+from mixers.core.spec import GIVEN, MISSING, Spec
 
 PLUGIN = '''
 import mixers
@@ -73,7 +76,7 @@ def test_options_are_those_of_the_signature(name):
             MISSING if parameter.default is parameter.empty else parameter.default,
         )
         for parameter in inspect.signature(MIXERS.get(name).__init__).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in GIVEN
     ]
     options = mixer_catalog()[name].options
     assert [(o.name, o.annotation, o.default) for o in options] == expected
@@ -101,7 +104,8 @@ def test_a_plugin_file_is_read(write):
     assert entry.summary == "Does this and that."
     assert entry.paper == "arXiv:0000.00000"
     assert entry.formula == ""  # a user need not declare one
-    assert entry.facts == {
+    inherited = {key: getattr(TokenMixer, key) for key in entry.facts if hasattr(TokenMixer, key)}
+    assert entry.facts == inherited | {
         "any_grid": True,
         "mixes_prefix": False,
         "not_to_be": False,
@@ -118,7 +122,7 @@ def test_a_plugin_file_is_read(write):
 def test_a_plugin_stands_beside_the_built_in_mixers(write):
     catalog = mixer_catalog([write(PLUGIN)])
     assert sorted(catalog) == sorted([*list_mixers(), "from_plugin"])
-    assert isinstance(catalog["from_plugin"], Entry)
+    assert isinstance(catalog["from_plugin"], Spec)
 
 
 def test_reading_a_plugin_does_not_run_it(write):

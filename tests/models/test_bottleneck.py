@@ -13,6 +13,7 @@ from mixerbench.config.sizes import StagedSize
 from mixerbench.models.names import RESNET, rename
 from mixerbench.models.resnet import Bottleneck
 from mixers import MIXERS, TokenGrid, TokenMixer, create_mixer, list_mixers
+from mixers.core.plan import MixerChoice
 
 # --- the bottleneck -----------------------------------------------------------------------------
 
@@ -79,7 +80,8 @@ def test_average_pooling_follows_a_mixer_that_does_not_stride(grid, mixer, strid
 @pytest.mark.parametrize("grid", [(4, 6), (5, 3), (1, 1)], ids=str)
 def test_with_convolution_a_bottleneck_is_torchvisions(grid, training, stride):
     tokens = TokenGrid(*grid)
-    ours = Bottleneck(6, create_mixer("convolution", 4, tokens), stride, 0.0, None).double()
+    mixer = MIXERS.build(MixerChoice("convolution"), 4, tokens, stride=stride)
+    ours = Bottleneck(6, mixer, stride, 0.0, None).double()
     downsample = nn.Sequential(nn.Conv2d(6, 16, 1, stride, bias=False), nn.BatchNorm2d(16))
     theirs = torchvision_resnet.Bottleneck(6, 4, stride, downsample).double()
     state = randomized(theirs).state_dict()
@@ -113,7 +115,7 @@ def test_only_a_mixer_that_strides_is_given_a_stride():
         model = build_micro(name, "resnet")
         strides = [block.mixer.stride for block in blocks_of(model) if block.mixer is not None]
         if MIXERS.facts(name)["adds_sub_layer"]:
-            assert strides == ([1, 2, 2, 2] if MIXERS.facts(name)["strides"] else [1] * 4)
+            assert strides == ([1, 2, 2, 2] if "stride" in MIXERS.spec(name).given else [1] * 4)
         assert [block.stride for block in blocks_of(model)] == [1, 2, 2, 2]
         assert {
             block.mixer.stride for block in blocks_of(build_micro(name, "vit")) if block.mixer

@@ -7,10 +7,11 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from mixerbench.models.positions import RESIZES, PositionEmbedding
+from mixerbench.models.positions import PositionEmbedding
 from mixers import TokenGrid
 
 DIM = 5
+RESIZES = ("bicubic", "bilinear")
 
 
 def _embedding(grid: TokenGrid, dtype: torch.dtype = torch.float64, **options) -> PositionEmbedding:
@@ -141,7 +142,7 @@ def test_the_table_of_a_model_may_be_larger_than_its_grid(micro, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pos_resize": "nearest"}, "pos_resize is one of bicubic, bilinear, not 'nearest'"),
+        ({"pos_resize": "nearest"}, "pos_resize is 'bicubic' or 'bilinear', not 'nearest'"),
         pytest.param(
             {"pos_table": (1, 2, 3)},
             "pos_table",
