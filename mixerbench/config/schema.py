@@ -83,6 +83,8 @@ class Data:
     pixels: Annotated[str, choice(*PIXELS), ADDED_LATER] = "exact"
     # What packing did to the training images.
     packed: Annotated[Optional[str], FILLED_IN, ADDED_LATER] = None
+    # The sizes of files, or what generates the images.
+    content: Annotated[Optional[str], FILLED_IN, ADDED_LATER] = None
 
 
 @dataclass

@@ -36,6 +36,7 @@ class Splits:
     train: Images
     val: Images
     packed: str | None = None  # what packing did to the training images
+    content: str | None = None  # beyond names and labels: files' sizes, or their generator
 
     def digest(self) -> str:
         """16 hex digits of all names and labels of both splits."""

@@ -80,6 +80,10 @@ def open_images(protocol: Protocol) -> Splits:
         check_class_folders(data)
     given = {name: settings[name] for name in _options(source) if settings[name] is not None}
     splits = SOURCES.create(data.source, **given).open()
+    if source.generator_version is not None:
+        arguments = "".join(f" {name}={value}" for name, value in sorted(given.items()))
+        generator = f"{data.source} version={source.generator_version}{arguments}"
+        splits = dataclasses.replace(splits, content=generator)
     found = len(splits.train.classes)
     if data.num_classes is not None and found != data.num_classes:
         raise Refusal(

@@ -52,6 +52,7 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
     data.num_classes = len(splits.train.classes)
     data.digest = splits.digest()
     data.packed = splits.packed
+    data.content = splits.content
     if distillation.kind == "none":
         return
     if distillation.teacher_checkpoint is None:

@@ -11,6 +11,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from mixerbench.config.sources import is_packed
 from mixerbench.data.decode import UnreadableImageError
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.packing import writing as writing_module
-from mixerbench.data.packing.format import FILE, JPEG, RAW, read_about
+from mixerbench.data.packing.format import FILE, FORMAT, JPEG, RAW, read_about
 from mixerbench.data.packing.opening import open_packed
 from mixerbench.data.packing.reading import PackedImages
 from mixerbench.data.packing.settings import Packing
@@ -558,9 +559,9 @@ def test_verifying_reads_the_images_and_not_only_what_pack_json_says_of_them(cop
 
 def test_another_format_is_refused(copy, settings_of, refusal):
     out = copy("files")
-    about = read_about(out) | {"format": 2}
+    about = read_about(out) | {"format": FORMAT + 1}
     (out / "pack.json").write_text(json.dumps(about))
-    assert "format 2" in refusal(lambda: open_packed(out, settings_of()))
+    assert f"format {FORMAT + 1}" in refusal(lambda: open_packed(out, settings_of()))
     (out / "pack.json").write_text("{")
     assert "pack.json" in refusal(lambda: open_packed(out, settings_of()))
 
@@ -657,7 +658,7 @@ class Slow:
 
 
 def slow(splits: Splits, load: Callable[[int], object] = lambda index: time.sleep(0.03)) -> Splits:
-    return Splits(Slow(splits.train, load), Slow(splits.val, load))
+    return replace(splits, train=Slow(splits.train, load), val=Slow(splits.val, load))
 
 
 def stopped(splits: Splits, root: Path, out: Path, **options: object) -> str:

@@ -27,6 +27,7 @@ DEIT = {
     "data.digest": None,
     "data.pixels": "exact",
     "data.packed": None,
+    "data.content": None,
     "recipe.epochs": 300,
     "recipe.batch.size": 1024,
     "recipe.batch.micro_batch_size": 128,

@@ -12,7 +12,8 @@ from mixerbench.config.sources import JOURNAL_FILE, PACK_FILE
 from mixerbench.data.decode import printable, reason_of
 from mixerbench.errors import Refusal
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # 1 did not say how large the folder's files were
 SPLITS = ("train", "val")
 
 FILE, JPEG, RAW, UNREADABLE = "file", "jpeg", "raw", "unreadable"
@@ -85,10 +86,10 @@ def read_about(root: Path) -> dict[str, Any]:
         raise Refusal(f"{root} is no packed data set: it has no {PACK_FILE}.") from None
     except (OSError, ValueError) as error:
         raise Refusal(f"{root / PACK_FILE} cannot be read ({reason_of(error)}).") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") not in READABLE:
         version = about.get("format") if isinstance(about, dict) else None
         raise Refusal(
-            f"{root} is packed in format {version}, and this version of mixerbench reads {FORMAT}: "
-            "pack it again."
+            f"{root} is packed in format {version}, and this version of mixerbench reads "
+            f"{' and '.join(map(str, READABLE))}: pack it again."
         )
     return about

@@ -77,7 +77,12 @@ class PackingJob:
     @cached_property
     def head(self) -> dict[str, Any]:
         """What all that is written for this packing has in common."""
-        return {"format": FORMAT, "settings": self.settings, "source": self.splits.digest()}
+        return {
+            "format": FORMAT,
+            "settings": self.settings,
+            "source": self.splits.digest(),
+            "content": self.splits.content,
+        }
 
     def metadata(self, shard: Shard) -> bytes:
         part = {"split": shard.split, "first": shard.first, "images": shard.images}
@@ -96,11 +101,12 @@ class PackingJob:
             return
         if begun.get("format") != FORMAT:
             raise Refusal(f"{self.out} holds images in another format: give another out=FOLDER.")
-        if begun.get("source") != self.head["source"]:
-            raise Refusal(
-                f"{self.out} holds other images: names or labels differ from those of {self.root}. "
-                "Give another out=FOLDER."
-            )
+        for key, what in (("source", "names or labels"), ("content", "the sizes of files")):
+            if begun.get(key) != self.head[key]:
+                raise Refusal(
+                    f"{self.out} holds other images: {what} differ from those of {self.root}. "
+                    "Give another out=FOLDER."
+                )
         before: dict[str, Any] = begun.get("settings", {})
         for key, value in self.settings.items():
             if before.get(key) != value:

@@ -53,7 +53,7 @@ def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool
     """
     settings = about["settings"]
     train, val = (PackedImages(root, split, dict(about), exif_orientation) for split in SPLITS)
-    splits = Splits(train, val, description_of(settings))
+    splits = Splits(train, val, description_of(settings), about.get("content"))
     fault = _disagreement(root, about, splits)
     if fault is not None:
         raise Refusal(
@@ -70,7 +70,11 @@ def _disagreement(root: Path, about: Mapping[str, Any], splits: Splits) -> str |
     for split in SPLITS:
         part, first = about["splits"][split], 0
         for shard in part["shards"]:
-            claimed = {key: about[key] for key in ("format", "settings", "source")}
+            claimed = {
+                key: about[key]
+                for key in ("format", "settings", "source", "content")
+                if key in about
+            }
             claimed |= {"split": split, "first": first, "images": shard["images"]}
             found = list(_own_words(root / shard["file"]))
             if claimed not in found:
