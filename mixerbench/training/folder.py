@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _LOCK = ".lock"
 _MODEL = "model_fingerprint"  # of an identity
+_PROTOCOL = "protocol_fingerprint"
 
 
 def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" = None) -> None:
@@ -78,7 +79,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
     Final once the protocol is complete.
     """
     return {
-        "protocol_fingerprint": protocol_fingerprint(settings.protocol),
+        _PROTOCOL: protocol_fingerprint(settings.protocol),
         _MODEL: fingerprint(settings.model),
         "seed": settings.run.seed,
     }
@@ -224,7 +225,7 @@ def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
     if resume == "auto":
         found = _newest_unfinished(settings, identity)
         if found is None:
-            _say_if_plugins_changed(settings, identity)
+            _say_why_not_continued(settings, identity)
         return found
     folder = Path(resume)
     _check_resumable(folder, settings, identity)
@@ -247,18 +248,46 @@ def _is_uploaded(folder: Path, settings: Settings) -> bool:
     return settings.tracking.offline or Upload(folder, settings.tracking).is_complete()
 
 
-def _say_if_plugins_changed(settings: Settings, identity: dict[str, Any]) -> None:
-    """Why an unfinished run is not continued that the user may have meant."""
-    of_any_model = {key: value for key, value in identity.items() if key != _MODEL}
-    (folders,) = find_folders(settings.run.root, [of_any_model])
-    for folder in folders:
-        if not is_finished(folder) and _only_plugins_differ(folder, settings):
-            print(
-                f"mixerbench: {folder} is unfinished, but the source of its plugins was another: "
-                "a new run begins.",
-                file=sys.stderr,
-            )
-            return
+def _say_why_not_continued(settings: Settings, identity: dict[str, Any]) -> None:
+    """Name an unfinished run that the user may have meant, and what has changed since."""
+    for key, reason in ((_MODEL, _plugins_changed), (_PROTOCOL, _images_changed)):
+        others = {name: value for name, value in identity.items() if name != key}
+        (folders,) = find_folders(settings.run.root, [others])
+        for folder in folders:
+            if not is_finished(folder) and (change := reason(folder, settings)):
+                print(
+                    f"mixerbench: {folder} is unfinished, but {change}: a new run begins.",
+                    file=sys.stderr,
+                )
+                return
+
+
+def _plugins_changed(folder: Path, settings: Settings) -> str | None:
+    changed = _only_plugins_differ(folder, settings)
+    return "the source of its plugins was another" if changed else None
+
+
+def _images_changed(folder: Path, settings: Settings) -> str | None:
+    """How its images differ from those of these settings; None if more differs, or nothing."""
+    try:
+        before = read_settings(folder).protocol.data
+    except Exception:  # of a damaged file: another reason is told
+        return None
+    now = settings.protocol.data
+    same = dataclasses.replace(now, digest=before.digest, content=before.content)
+    protocol = dataclasses.replace(settings.protocol, data=same)
+    if _identity_in(folder / RUN_FILE).get(_PROTOCOL) != protocol_fingerprint(protocol):
+        return None
+    if now.digest != before.digest:
+        return "its images had other names or labels"
+    if now.content == before.content:
+        return None
+    if before.content is None:
+        return (
+            "it was begun before fingerprints said what the images are (the sizes of files, or "
+            f"what generates them: now {now.content})"
+        )
+    return f"its images were others (then {before.content}, now {now.content})"
 
 
 def _only_plugins_differ(folder: Path, settings: Settings) -> bool:
@@ -285,6 +314,8 @@ def _check_resumable(folder: Path, settings: Settings, identity: dict[str, Any])
                     f"{folder} was begun with other source of its plugins: put back what it keeps "
                     f"in {folder / Artifact.PLUGINS}, or start a new run."
                 )
+            if key == _PROTOCOL and (change := _images_changed(folder, settings)):
+                raise Refusal(f"{folder} cannot be continued, {change}: start a new run.")
             raise Refusal(
                 f"{folder} holds another run: its {key.replace('_', ' ')} is {content.get(key)}, "
                 f"these settings give {value}. Use the settings it was started with."

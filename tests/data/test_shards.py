@@ -29,6 +29,7 @@ from mixerbench.data.decode import UnreadableImageError
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.packing import writing as writing_module
 from mixerbench.data.packing.format import FILE, FORMAT, JPEG, RAW, read_about
+from mixerbench.data.packing.job import PackingJob
 from mixerbench.data.packing.opening import open_packed
 from mixerbench.data.packing.reading import PackedImages
 from mixerbench.data.packing.settings import Packing
@@ -165,7 +166,7 @@ def test_names_labels_classes_and_digest_are_those_of_the_folder(kind, packed, f
         assert list(ours.targets) == list(theirs.targets)
         assert {type(target) for target in ours.targets} == {int}
         assert list(ours.classes) == list(theirs.classes)
-    assert found.digest() == source.digest()
+    assert (found.digest(), found.content) == (source.digest(), source.content)
     assert is_packed(packed(kind))
 
 
@@ -457,6 +458,20 @@ def test_what_is_not_packed_is_refused(tmp_path, settings_of, refusal):
     assert "pack.json" in refusal(lambda: open_packed(tmp_path, settings_of()))
 
 
+def test_what_was_packed_before_sizes_counted_keeps_its_fingerprint(
+    tmp_path, folder, root, settings_of, monkeypatch
+):
+    def head(job: PackingJob) -> dict[str, object]:
+        return {"format": 1, "settings": job.settings, "source": job.splits.digest()}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PackingJob, "head", property(head))
+        pack(folder(), root, tmp_path, KINDS["jpeg"], True, jobs=1)
+    found = open_packed(tmp_path, settings_of())
+    assert (found.digest(), found.content) == (folder().digest(), None)
+    assert verify(tmp_path, 1)[1] == []
+
+
 def edit(out: Path, change: Callable[[dict], object]) -> None:
     about = json.loads((out / "pack.json").read_text())
     change(about)
@@ -464,6 +479,12 @@ def edit(out: Path, change: Callable[[dict], object]) -> None:
 
 
 EDITS: dict[str, tuple[str, Callable[[dict], object], str]] = {
+    "of files of other sizes": (
+        "jpeg", lambda about: about.update(content="files 0123"), "written with content="
+    ),
+    "of files of unknown sizes": (
+        "jpeg", lambda about: about.pop("content"), "written with content="
+    ),
     "described as nothing": (
         "jpeg", lambda about: about.update(description=None), "pack.json describes None"
     ),

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from mixerbench.config.compose import compose
+from mixerbench.config.schema import protocol_fingerprint
 from mixerbench.config.sources import check_data, has_fact, known_classes, source_catalog
 from mixerbench.data.source import SOURCES, DataSource, open_images, register_data
+from mixerbench.training.folder import complete
 from mixers.core.registry import load_plugin
 
 STRIPES = '''
@@ -104,3 +106,48 @@ def test_a_source_may_ask_for_settings_only(refusal):
     assert "'rooot'" in message
     assert "root" in message.replace("rooot", "")
     assert "with_a_typo" not in SOURCES.loaded()
+
+
+# --- what the images are: part of the fingerprint -----------------------------------------------
+
+
+def completed(protocol) -> str:
+    complete(protocol, open_images(protocol))
+    return protocol_fingerprint(protocol)
+
+
+def test_other_files_under_the_same_names_are_another_fingerprint(folder, tree):
+    before = completed(folder())
+    assert completed(folder()) == before
+    for split in ("train", "val"):
+        image = tree.root / split / "flower" / "0.JPEG"
+        original = image.read_bytes()
+        image.write_bytes(original + b"\0")
+        assert completed(folder()) != before
+        image.write_bytes(original)
+    assert completed(folder()) == before
+
+
+def test_more_files_than_one_chunk_keep_their_order(folder, tree, monkeypatch):
+    content = open_images(folder()).content
+    monkeypatch.setattr("mixerbench.data.sources.folder._PATHS_AT_ONCE", 1)
+    assert open_images(folder()).content == content
+
+
+def test_a_link_to_nowhere_is_opened_and_counted(folder, tree):
+    (tree.root / "train/flower/9.JPEG").symlink_to("missing")
+    assert completed(folder()) == completed(folder())
+
+
+def test_generated_images_say_what_generated_them(small, monkeypatch):
+    splits = open_images(small())
+    assert splits.content == (
+        "synthetic version=1 image_size=32 num_classes=5 train_images=24 val_images=7"
+    )
+    before = completed(small())
+    monkeypatch.setattr(SOURCES.get("synthetic"), "generator_version", 2)
+    assert completed(small()) != before
+
+
+def test_digits_keep_the_fingerprint_that_they_always_had(protocol):
+    assert open_images(protocol("digits")).content is None

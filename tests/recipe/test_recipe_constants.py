@@ -28,6 +28,7 @@ DEIT = {
     "data.pixels": "exact",
     "data.packed": None,
     "data.content": None,
+    "recipe.position_std": 0.02,
     "recipe.epochs": 300,
     "recipe.batch.size": 1024,
     "recipe.batch.micro_batch_size": 128,

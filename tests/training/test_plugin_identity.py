@@ -87,7 +87,7 @@ def test_neither_the_place_nor_the_order_of_plugins_is_part_of_it(plugin: Path) 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_registry: None) -> Any:
     """An installed package with a mixer: its module."""
-    from mixers import catalog
+    from mixers.core import catalog
 
     site = tmp_path / "site"
     metadata = site / "their_mixers-1.0.dist-info"
@@ -267,7 +267,7 @@ def test_a_package_that_ends_the_process_is_named_in_one_line(
 def test_a_package_that_offers_no_module_is_named_in_one_line(
     module: str, said: str, package: Path, refused: Callable[..., str]
 ) -> None:
-    from mixers import catalog
+    from mixers.core import catalog
 
     ending = package.parent / "their_ending"
     ending.mkdir()
