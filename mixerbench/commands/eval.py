@@ -100,15 +100,13 @@ def evaluate_checkpoint(
     Raises:
         Refusal: the tensors belong to another model, or the data is not there.
     """
-    from mixerbench.config.plugins import load_plugins
     from mixerbench.data.corrupt import CorruptImages
     from mixerbench.data.loader import eval_loader
-    from mixerbench.data.source import open_images
+    from mixerbench.data.source import images_of
     from mixerbench.devices import choose_device, weight_dtype
 
     device = choose_device(settings.run.device)
-    load_plugins(settings)
-    splits = open_images(settings.protocol)
+    splits = images_of(settings)
     model = _build(settings, len(splits.train.classes), len(tensors))
     load_weights(model, tensors, settings.label)
     model.to(device, weight_dtype(settings.run.precision))

@@ -5,7 +5,8 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from mixerbench.config.schema import Data, Protocol
+from mixerbench.config.plugins import load_plugins
+from mixerbench.config.schema import Data, Protocol, Settings
 from mixerbench.config.sources import check_class_folders
 from mixerbench.data.images import Splits
 from mixerbench.errors import Refusal
@@ -65,6 +66,16 @@ register_data = SOURCES.register
 def _options(cls: type[DataSource]) -> list[str]:
     parameters = inspect.signature(cls).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def images_of(settings: Settings) -> Splits:
+    """Open the images of a run; its plugins are loaded first, as one may hold the source.
+
+    Raises:
+        Refusal: as ``open_images``, or a plugin has changed or cannot be loaded.
+    """
+    load_plugins(settings)
+    return open_images(settings.protocol)
 
 
 def open_images(protocol: Protocol) -> Splits:

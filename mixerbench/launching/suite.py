@@ -186,12 +186,10 @@ def fingerprint_of(suite: Suite) -> str:
     Raises:
         Refusal: they are not there, or do not fit the settings.
     """
-    from mixerbench.config.plugins import load_plugins
-    from mixerbench.data.source import open_images
+    from mixerbench.data.source import images_of
 
-    load_plugins(suite.any_run)  # one may hold the data source
     protocol = copy.deepcopy(suite.any_run.protocol)
-    complete(protocol, open_images(protocol))
+    complete(protocol, images_of(suite.any_run))
     return protocol_fingerprint(protocol)
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from mixerbench.config.checks import check_processes
-from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Settings
 from mixerbench.data.images import Splits
-from mixerbench.data.source import open_images
+from mixerbench.data.source import images_of
 from mixerbench.errors import Refusal, first_line
 from mixerbench.measure.flops import MacCount, count_macs
 from mixerbench.models.build import build_model
@@ -43,8 +42,7 @@ def prepare(settings: Settings, group: Group) -> Prepared:
     """
     protocol = settings.protocol
     group.device(settings.run.device)
-    load_plugins(settings)  # which may hold the data source
-    splits = open_images(protocol)
+    splits = images_of(settings)
     check_processes(protocol.recipe.batch, group.size)
     classes = len(splits.train.classes)
     model = build_model(settings, classes)

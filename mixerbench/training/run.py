@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mixerbench.config.schema import Settings
-from mixerbench.data.source import open_images
+from mixerbench.data.source import images_of
 from mixerbench.errors import Refusal, TrainingStopped, is_out_of_memory
 from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import Silence
@@ -39,7 +39,7 @@ def run_training(
         TrainingStopped: training cannot go on; Preempted if it was told to stop.
     """
     if settings.protocol.data.download:  # one process does, before the others look
-        group.first(lambda: open_images(settings.protocol) and None)
+        group.first(lambda: images_of(settings) and None)
     prepared = group.together(lambda: prepare(settings, group))
     if any(other != identity_of(settings) for other in group.gather(identity_of(settings))):
         raise Refusal(
