@@ -102,6 +102,7 @@ def test_the_leaderboard_knows_the_names_of_logged_keys_and_plain_data_of_config
     plain = (
         *("mixerbench.config.schema", "mixerbench.config.cost_target", "mixerbench.config.sources"),
         *("mixers.core.plan", "mixers.core.errors"),
+        "mixerbench.config.assignments",
         "mixerbench.config.repeat",  # a page's command must compose to what was trained
     )
     names = (f"mixerbench.tracking.{name}" for name in ("keys", "figures", "passwords"))

@@ -8,19 +8,13 @@ from typing import Any
 
 from leaderboard.reading.results import TrainedRun
 from leaderboard.repeat import command_of
-from mixerbench.config.schema import Run as RunSettings
+from mixerbench.config.assignments import key_of
+from mixerbench.config.schema import MACHINE_PATHS
 from mixerbench.tracking.keys import Param, Tag
 
-MACHINE_PATHS: Mapping[str, str | None] = {
-    "protocol.data.root": None,
-    "protocol.recipe.distillation.teacher_checkpoint": None,
-    "run.root": RunSettings.root,
-    "run.resume": RunSettings.resume,
-}
-"""Settings that name files of one machine, and what stands in a bundle instead: the default."""
 _PATHS_IN_COMMANDS = (
     *MACHINE_PATHS,
-    *(place.removeprefix(Param.PROTOCOL) for place in MACHINE_PATHS),  # data.root stands for it
+    *(path.removeprefix(Param.PROTOCOL) for path in MACHINE_PATHS),  # data.root stands for it
     *("tracking", "launcher"),
 )
 _A_PATH = re.compile(r"""(^|[\s=,:'"\[{])(~|\.{0,2})/""")
@@ -32,8 +26,8 @@ def without_machine_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they would be with the defaults where one machine's files are named."""
     plugins = [Path(plugin).name for plugin in settings["plugins"]]
     new: dict[str, Any] = json.loads(json.dumps(settings))
-    for place, default in MACHINE_PATHS.items():
-        *groups, field = place.split(".")
+    for path, default in MACHINE_PATHS.items():
+        *groups, field = path.split(".")
         group = new
         for name in groups:
             group = group[name]
@@ -61,14 +55,14 @@ def public_tags(run: TrainedRun, plugins: Sequence[str]) -> dict[str, str]:
 
 
 def public_arguments(arguments: Iterable[str], plugins: Sequence[str]) -> list[str]:
-    """Those that name no place; plugins by their names."""
+    """Those that name no file of a machine; plugins by their names."""
     public = []
     for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+~")
+        key = key_of(argument).lstrip("+~")
         if key == "plugins":
             public.append(f"plugins=[{','.join(plugins)}]")
         elif not _A_PATH.search(argument) and not any(
-            key == place or key.startswith(f"{place}.") for place in _PATHS_IN_COMMANDS
+            key == path or key.startswith(f"{path}.") for path in _PATHS_IN_COMMANDS
         ):
             public.append(argument)
     return public

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from leaderboard.bundles.public import MACHINE_PATHS
 from leaderboard.ranking.analysis import NOTHING, analyse
 from leaderboard.ranking.board import Board, hardware_id
 from leaderboard.ranking.columns import Column, check_sort
@@ -14,6 +13,7 @@ from leaderboard.ranking.filters import filter_of
 from leaderboard.reading.results import Measurement, TrainedRun, newest
 from leaderboard.reading.source import Source
 from leaderboard.text import nearest
+from mixerbench.config.schema import MACHINE_PATHS
 from mixerbench.tracking.figures import HEADLINE
 from mixers.core.errors import Refusal
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from leaderboard.ranking.board import Board
 from leaderboard.ranking.entries import Entry
 from leaderboard.text import nearest
+from mixerbench.config.assignments import read_assignment
 from mixerbench.config.cost_target import TOLERANCE, read_target
 from mixerbench.tracking.keys import Metric
 from mixers.core.errors import Refusal
@@ -16,7 +17,7 @@ FILTERS = ("mixer", "size", "backbone", "stem", "protocol", "params", "flops")
 def filter_of(filters: Sequence[str], found: Sequence[Board]) -> Callable[[Board, Entry], bool]:
     wanted = defaultdict(list)
     for text in filters:
-        field, _, value = text.partition("=")
+        field, value = read_assignment(text)
         if field not in FILTERS:
             raise Refusal(
                 f"cannot filter by {text!r}: expected FIELD=VALUE; {nearest(field, FILTERS)}"

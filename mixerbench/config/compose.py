@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mixerbench.config.assignments import key_of
 from mixerbench.config.checks import check
 from mixerbench.config.cost_target import Match, read_target
 from mixerbench.config.explain import explain
@@ -145,7 +146,7 @@ def _matched(settings: Settings, match: Match | None) -> Settings:
     before = settings.model["size"]
     numbers = plain_size(match(settings, read_target(texts[-1])))
     found = {f"size.{key}": value for key, value in numbers.items() if value != before[key]}
-    kept = [o for o in settings.overrides if o.partition("=")[0] not in {"match", *found}]
+    kept = [o for o in settings.overrides if key_of(o) not in {"match", *found}]
     return _compose_one([*kept, *(f"{key}={in_hydras_words(n)}" for key, n in found.items())])
 
 

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mixerbench.config.assignments import key_of, read_assignment
 from mixerbench.config.overrides import GROUPS
 from mixerbench.config.schema import flatten
 from mixers.core.names import nearest
@@ -26,12 +27,12 @@ _TYPES_IN_WORDS = {
 
 def explain(overrides: list[str], error: Exception) -> str:
     """What is wrong with the override that Hydra refuses, in our words."""
-    groups = [o for o in overrides if o.partition("=")[0].partition("@")[0] in GROUPS]
+    groups = [o for o in overrides if key_of(o).partition("@")[0] in GROUPS]
     with suppress(HydraException, OmegaConfBaseException):
         plain = hydra.compose("train", groups)
         for override in overrides:
             if override not in groups:
-                key, _, value = override.partition("=")
+                key, value = read_assignment(override)
                 message = _explain_field(key, value, plain)
                 if message:
                     return message

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from mixerbench.config.assignments import key_of, read_assignment, values_of
 from mixerbench.config.files import config_names
 from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.saved import check_saved
@@ -46,7 +47,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     overrides = []
     for argument in arguments:
         expanded = _full_key(argument)
-        key, _, value = expanded.partition("=")
+        key, value = read_assignment(expanded)
         if not value.isascii() and not re.search(r"[][(){}'\",=]", value):
             expanded = f"{key}={QuotedString(value, Quote.double).with_quotes()}"  # a path, a name
         try:
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 
 def _full_key(argument: str) -> str:
     """``recipe.epochs=5`` -> ``protocol.recipe.epochs=5``."""
-    key, equals, value = argument.partition("=")
+    key, value = read_assignment(argument)
     if key == "launcher":
         return f"launcher.name={value}"
     key = key.removeprefix("protocol.")
@@ -69,8 +70,8 @@ def _full_key(argument: str) -> str:
     if first not in _INSIDE_PROTOCOL:
         return argument
     if key in GROUPS:  # a whole file: Hydra wants to know where it goes
-        return f"{key}@protocol.{key}{equals}{value}"
-    return f"protocol.{key}{equals}{value}"
+        return f"{key}@protocol.{key}={value}"
+    return f"protocol.{key}={value}"
 
 
 def find_plugins(overrides: Sequence[str]) -> list[str]:
@@ -79,18 +80,17 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
     Raises:
         Refusal: the value is not a list of files.
     """
-    for override in reversed(overrides):
-        key, _, value = override.partition("=")
-        if key == "plugins":
-            try:
-                content = yaml.safe_load(value)
-            except yaml.YAMLError:
-                content = None
-            names = [content] if isinstance(content, str) else content
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise Refusal(f"{override}: give a list of Python files, plugins=[my_mixer.py].")
-            return [str(Path(name).expanduser().absolute()) for name in names]
-    return []
+    values = values_of(overrides, "plugins")
+    if not values:
+        return []
+    try:
+        content = yaml.safe_load(values[-1])
+    except yaml.YAMLError:
+        content = None
+    names = [content] if isinstance(content, str) else content
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refusal(f"plugins={values[-1]}: give a list of Python files, plugins=[my_mixer.py].")
+    return [str(Path(name).expanduser().absolute()) for name in names]
 
 
 def in_hydras_words(value: Any) -> str:
@@ -113,7 +113,7 @@ def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
         ValueError: they are no settings, or more than plain data.
     """
     check_saved(saved)
-    chosen = {override.partition("=")[0] for override in given}
+    chosen = set(map(key_of, given))
     content = {} if "preset" in chosen else {part: saved["model"][part] for part in PARTS}
     data = saved["protocol"].get("data")
     content["protocol"] = dict(saved["protocol"])
@@ -144,17 +144,12 @@ def expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ValueError: there is no such preset.
     """
-    name, rest = None, []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "preset":
-            name = value
-        else:
-            rest.append(override)
-    if name is None:
+    names = values_of(overrides, "preset")
+    rest = [override for override in overrides if key_of(override) != "preset"]
+    if not names:
         return None, rest
-    given = dict(override.split("=", 1) for override in rest if override.partition("=")[0] in PARTS)
-    parts = with_changes(name, given)
+    name = names[-1]
+    parts = with_changes(name, {k: v for k, v in map(read_assignment, rest) if k in PARTS})
     meant = [one for part, content in parts.items() for one in _part_overrides(part, content)]
     return name, meant + rest
 
@@ -165,13 +160,13 @@ def match_targets(overrides: Sequence[str]) -> list[str]:
     return [
         str(parser.parse_override(override).value())
         for override in overrides
-        if override.partition("=")[0] == "match"
+        if key_of(override) == "match"
     ]
 
 
 def chosen_backbone(overrides: Sequence[str]) -> str:
     """The backbone that the overrides choose: what sizes there are depends on it."""
-    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "backbone"]
+    chosen = values_of(overrides, "backbone")
     return chosen[-1] if chosen and chosen[-1] in SIZES else next(iter(SIZES))
 
 
@@ -186,7 +181,7 @@ def check_names(
     }
     known["mixer"] += [*SCHEDULES, PLAN]
     for override in overrides:
-        key, _, text = override.partition("=")
+        key, text = read_assignment(override)
         group = key.partition("@")[0]
         if group in known:
             value = OverridesParser.create().parse_override(override).value()

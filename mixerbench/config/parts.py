@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
+from mixerbench.config.assignments import read_assignment
 from mixerbench.config.presets import PARTS
 from mixerbench.config.sizes import SIZES, finer_patch_size
 from mixers.core.catalog import mixer_catalog, read_files
@@ -102,7 +103,7 @@ def preset_label(preset: str, overrides: Sequence[str]) -> str:
     """The preset's name and what the command line changes of it; also a folder's name."""
     words = [preset]
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, value = read_assignment(override)
         if key.partition(".")[0] in PARTS:
             option = f"{key.rpartition('.')[2]}=" if "." in key else ""
             words.append(option + re.sub(r"[^\w.]+", "-", value).strip("-"))

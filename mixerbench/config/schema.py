@@ -335,7 +335,7 @@ UNHASHED = frozenset(marked(Protocol, NOT_HASHED))
 _HELD_BEFORE = marked(Protocol, ADDED_LATER)
 """Protocol fields that came later, with what held before them."""
 
-LOCAL_SETTINGS = marked(Settings, LOCAL)
+MACHINE_PATHS = marked(Settings, LOCAL)
 """Settings that name files of one machine, with what stands in published records instead."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mixerbench.config.assignments import key_of
 from mixerbench.config.compose import compose_sweep
 from mixerbench.config.cost_target import Match
 from mixerbench.config.files import CONFIGS, config_names
@@ -79,7 +80,7 @@ def read_suite(place: str, given: Sequence[str] = (), match: Match | None = None
     content = _content(path)
     settings = {_key(key): _override(path, key, value) for key, value in content["runs"].items()}
     for setting in given:
-        key = _key(setting.partition("=")[0])
+        key = _key(key_of(setting))
         if key == "run.resume":
             raise Refusal("run.resume is not set for a suite: it resumes what is unfinished.")
         settings[key] = setting

@@ -28,7 +28,7 @@ from leaderboard.bundles.form import (
     misfits_of_names,
     write_json,
 )
-from leaderboard.bundles.public import MACHINE_PATHS, public_arguments
+from leaderboard.bundles.public import public_arguments
 from leaderboard.bundles.reader import Bundle
 from leaderboard.bundles.writer import export
 from leaderboard.opening import open_source
@@ -38,6 +38,7 @@ from leaderboard.reading.source import Source
 from mixerbench.commands.bundle import export_bundle, import_bundle, import_bundle_folder
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
+from mixerbench.config.schema import MACHINE_PATHS
 from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metric, Prediction, Tag
 from mixerbench.tracking.store import Store
