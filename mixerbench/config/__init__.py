@@ -1,1 +1,1 @@
-"""The settings of a run in their three groups: model, protocol, run."""
+"""The settings of a run in their three groups: model, protocol, run. ``schema.py`` lists them."""

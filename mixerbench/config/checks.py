@@ -27,10 +27,10 @@ def check(settings: Settings, catalogs: Mapping[str, Mapping[str, Spec]]) -> Non
     """Refuse settings that no run could follow.
 
     Args:
-        catalogs: what is registered, by kind: mixer, channel_mixer, merging, ...
+        catalogs: kind (mixer, channel_mixer, merging, ...) -> name -> what is registered.
 
     Raises:
-        Refusal: what came, what fits, what to do.
+        Refusal: names the setting, its value and what is possible.
     """
     for setting in settings_of(Settings):
         value = reduce(getattr, setting.path.split("."), settings)
@@ -77,7 +77,7 @@ def check_processes(batch: Batch, processes: int) -> None:
     """Refuse a number of processes that cannot share the virtual ranks of a step evenly.
 
     Raises:
-        Refusal: which numbers can.
+        Refusal: names the numbers that can.
     """
     virtual_ranks = batch.size // batch.micro_batch_size
     if virtual_ranks % processes:

@@ -58,7 +58,7 @@ def compose(arguments: Sequence[str], match: Match | None = None) -> Settings:
     """The settings of one run.
 
     Args:
-        match: finds the size for ``match=...``, which is refused without it.
+        match: finds the size that ``match=...`` asks for; without it, ``match=...`` is refused.
 
     Raises:
         Refusal: an unknown name or field, a value of the wrong type, a sweep.
@@ -76,10 +76,10 @@ def compose_sweep(arguments: Sequence[str], match: Match | None = None) -> list[
     """The settings of every combination of the values that the overrides name.
 
     Args:
-        match: as in ``compose``, asked once everything else is known to be right.
+        match: as in ``compose``; called when all combinations have been checked.
 
     Raises:
-        Refusal: as ``compose``; nothing has been started then.
+        Refusal: as in ``compose``.
     """
     choices = []
     for override in parse(arguments):
@@ -121,7 +121,7 @@ def _compose_one(overrides: list[str]) -> Settings:
     )
     check(settings, catalogs)
     digests = source_digests(plugins, model["mixer"], catalogs["mixer"])
-    if digests:  # models of the built-in mixers keep the fingerprints that they always had
+    if digests:  # else the model's fingerprint stays as it is without plugins
         model["plugins"] = digests
     settings.label = (
         model_label(model, settings.protocol.patch_size, catalogs)
@@ -132,9 +132,9 @@ def _compose_one(overrides: list[str]) -> Settings:
 
 
 def _matched(settings: Settings, match: Match | None) -> Settings:
-    """Settings whose ``match=...`` is replaced by the size that it stands for.
+    """The settings with the size that ``match`` finds instead of ``match=...``.
 
-    From here on it is a size like any other: in labels, fingerprints and recorded commands.
+    Labels, fingerprints and recorded commands then show the numbers of that size.
     """
     texts = match_targets(settings.overrides)
     if not texts:
@@ -152,9 +152,10 @@ def _matched(settings: Settings, match: Match | None) -> Settings:
 
 @contextmanager
 def _hydra(catalogs: Mapping[str, Mapping[str, Spec]], backbone: str) -> Iterator[None]:
+    """Hydra, with what can be chosen here: registered parts, sizes of the backbone, YAML files."""
     store = ConfigStore.instance()
     for group in PARTS:
-        store.repo.pop(group, None)  # what an earlier call's plugins registered
+        store.repo.pop(group, None)  # may hold the plugins of an earlier call
     store.store("schema", Composed)
     divisor = catalogs["backbone"][backbone].facts["stem_divisor"]
     for kind in ("backbone", "stem", "mixer"):

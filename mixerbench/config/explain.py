@@ -26,7 +26,7 @@ _TYPES_IN_WORDS = {
 
 
 def explain(overrides: list[str], error: Exception) -> str:
-    """What is wrong with the override that Hydra refuses, in our words."""
+    """The message for what Hydra refuses: the override that is wrong, and what it should be."""
     groups = [o for o in overrides if key_of(o).partition("@")[0] in GROUPS]
     with suppress(HydraException, OmegaConfBaseException):
         plain = hydra.compose("train", groups)
@@ -36,12 +36,12 @@ def explain(overrides: list[str], error: Exception) -> str:
                 message = _explain_field(key, value, plain)
                 if message:
                     return message
-    first = str(error).strip().splitlines()[0]
-    return f"{first} (settings: {' '.join(overrides)})"
+    reason = str(error).strip().splitlines()[0]
+    return f"{reason} (settings: {' '.join(overrides)})"
 
 
 def _explain_field(key: str, value: str, plain: DictConfig) -> str | None:
-    """What is wrong with ``key=value`` in a configuration that is right without it."""
+    """What is wrong with ``key=value``, by a configuration without it; None if it is right."""
     node: Any = plain
     walked = ""
     for name in key.split("."):
@@ -66,7 +66,7 @@ def _explain_field(key: str, value: str, plain: DictConfig) -> str | None:
 
 
 def _nearest_field(name: str, node: DictConfig) -> str:
-    """The setting further down that is called so, else the nearest one at this level."""
+    """A hint: the setting of this name in an inner group, else the most similar name here."""
     known = [str(field) for field in node]
     content: Any = OmegaConf.to_container(node, resolve=False)
     deeper = [path for path, _ in flatten(content) if path.endswith(f".{name}")]

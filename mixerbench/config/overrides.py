@@ -23,9 +23,14 @@ from mixers.core.plan import PLAN, SCHEDULES
 from mixers.core.spec import Spec
 
 _INSIDE_PROTOCOL = ("recipe", "data", "evaluation")
-"""``recipe=deit3`` and ``data.root=...`` stand for what lies inside the protocol."""
+"""``recipe=deit3`` is short for ``protocol.recipe=deit3``, and so for these groups."""
 
-_NAMES = ("name", "description", "recipe.name", "data.name")  # come with the part or the file
+_NAMES = (
+    "name",
+    "description",
+    "recipe.name",
+    "data.name",
+)  # fixed by the chosen part or file
 
 GROUPS = (*PARTS, "protocol", "recipe", "data")
 """Settings that name a registered class or a YAML file, which brings its settings with it."""
@@ -69,7 +74,7 @@ def _full_key(argument: str) -> str:
     first = key.partition(".")[0]
     if first not in _INSIDE_PROTOCOL:
         return argument
-    if key in GROUPS:  # a whole file: Hydra wants to know where it goes
+    if key in GROUPS:  # names a YAML file: Hydra wants to know where its settings go
         return f"{key}@protocol.{key}={value}"
     return f"protocol.{key}={value}"
 
@@ -94,7 +99,7 @@ def find_plugins(overrides: Sequence[str]) -> list[str]:
 
 
 def in_hydras_words(value: Any) -> str:
-    """A value as the right side of an override."""
+    """A value as Hydra reads it behind the equals sign."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{in_hydras_words(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -107,10 +112,10 @@ def in_hydras_words(value: Any) -> str:
 def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
     """Saved settings as overrides, without the parts that the command line chooses anew.
 
-    Only that: no code (plugins are named on the command line or not at all), and no download.
+    Plugins and downloads are left out: a file must not run code or fetch data by itself.
 
     Raises:
-        ValueError: they are no settings, or more than plain data.
+        Refusal: they are no settings, or more than plain data.
     """
     check_saved(saved)
     chosen = set(map(key_of, given))
@@ -128,7 +133,7 @@ def overrides_of(saved: Mapping[str, Any], given: Sequence[str]) -> list[str]:
 
 
 def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:
-    """``stem=conv``, ``stem.kernel_size=7``, ... for a name or a mapping that has one."""
+    """``stem=conv``, ``stem.kernel_size=7``, ... for a name, or a mapping with its name in it."""
     if isinstance(content, str):
         return [f"{part}={content}"]
     return [f"{part}={content['name']}"] + [
@@ -139,10 +144,10 @@ def _part_overrides(part: str, content: str | Mapping[str, Any]) -> list[str]:
 
 
 def expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The name in ``preset=NAME``, and the overrides with what it stands for in front.
+    """The name in ``preset=NAME``, and the overrides with the preset's own ones before them.
 
     Raises:
-        ValueError: there is no such preset.
+        Refusal: there is no such preset.
     """
     names = values_of(overrides, "preset")
     rest = [override for override in overrides if key_of(override) != "preset"]
@@ -150,8 +155,8 @@ def expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
         return None, rest
     name = names[-1]
     parts = with_changes(name, {k: v for k, v in map(read_assignment, rest) if k in PARTS})
-    meant = [one for part, content in parts.items() for one in _part_overrides(part, content)]
-    return name, meant + rest
+    presets = [text for part, content in parts.items() for text in _part_overrides(part, content)]
+    return name, presets + rest
 
 
 def match_targets(overrides: Sequence[str]) -> list[str]:
@@ -173,7 +178,11 @@ def chosen_backbone(overrides: Sequence[str]) -> str:
 def check_names(
     overrides: Sequence[str], catalogs: Mapping[str, Mapping[str, Spec]], backbone: str
 ) -> None:
-    """Refuse what Hydra would refuse less clearly: unknown names of whole groups."""
+    """Refuse what Hydra would refuse less clearly: unknown names of parts and YAML files.
+
+    Raises:
+        Refusal: the name and the nearest known one.
+    """
     known = {
         **{kind: list(catalogs[kind]) for kind in ("backbone", "stem", "mixer")},
         **{group: config_names(group) for group in ("protocol", *_INSIDE_PROTOCOL[:2])},

@@ -1,6 +1,6 @@
-"""Source that is not mixerbench's own: part of what a model is, since it makes its result.
+"""Source code from outside: its digest is part of the model, since it decides the result.
 
-A digest covers one file. What a plugin imports from other files is its author's to keep still.
+A digest covers one file. If a plugin imports other files, changes in those are not noticed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from mixers.core.spec import Spec
 
 
 def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spec]) -> list[str]:
-    """Those of all plugins, used or not, and of the installed packages that the plan takes.
+    """The digests of all plugins, used or not, and of the plan's mixers from installed packages.
 
     Args:
         mixer: the plan, as settings have it.
@@ -29,21 +29,21 @@ def source_digests(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spe
 
 
 def load_plugins(settings: Settings) -> None:
-    """Run the plugins, if they are what they were when the settings were made.
+    """Run the plugins, if they have not changed since the settings were made.
 
     Raises:
         Refusal: one has changed since, or is no Python file.
     """
     from mixers.core.registry import MIXERS, load_plugin
 
-    digests = settings.model.get("plugins")  # those of older runs are not known
+    digests = settings.model.get("plugins")  # older runs did not record them
     for plugin in settings.plugins:
         load_plugin(plugin, digests)
     if digests is None:
         return
     catalog = mixer_catalog(settings.plugins)
     for name, path in _packages(settings.plugins, settings.model["mixer"], catalog).items():
-        MIXERS.get(name)  # which imports it
+        MIXERS.get(name)  # imports its file
         if source_digest(path.read_bytes()) not in digests:
             raise Refusal(
                 f"mixer {name!r} is of an installed package, and its file {path} has changed since "
@@ -52,7 +52,7 @@ def load_plugins(settings: Settings) -> None:
 
 
 def kept_names(plugins: Sequence[str]) -> dict[str, str]:
-    """The name that each plugin's copy has in the folder of a run: its own, if that is free."""
+    """Plugin -> the name of its copy in the folder of a run: its own, with a number if taken."""
     names: dict[str, str] = {}
     for plugin in plugins:
         names.setdefault(plugin, next(n for n in _names(Path(plugin)) if n not in names.values()))
@@ -68,7 +68,7 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def _packages(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spec]) -> dict[str, Path]:
-    """The mixers of the plan that are neither ours nor a plugin's, and their files."""
+    """Mixer -> file, for the mixers of the plan that come from an installed package."""
     own = set(map(plugin_path, plugins))
     entries = [catalog[choice.name] for choice in read_plan(mixer) if choice.name in catalog]
     return {

@@ -1,7 +1,7 @@
 """The command that trains a run again, made from its settings.
 
-What a run recorded as its command is somebody's text: ``curl … | sh`` would stand on a page as how
-to repeat it. This one names settings and nothing else, and only what is not so anyway.
+The command that a run recorded is not shown: it is somebody's text, and could be ``curl … | sh``.
+This one consists of settings only, of those that differ from the defaults.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from mixerbench.config.parts import part_catalog
 from mixerbench.config.rules import FILLED_IN, marked
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
 from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixerbench.errors import Refusal
 from mixers.core.plan import PLAN, SCHEDULES
 from mixers.core.spec import MISSING, Spec
 
@@ -33,14 +32,18 @@ def command(
 ) -> str | None:
     """``mixerbench train ...``, quoted for a shell: composed, it gives these settings.
 
-    What names a place is left out. Mixers that are not registered here need ``plugins``.
+    Settings that name a machine's files are left out.
+
+    Args:
+        model: the settings of that group, nested; likewise ``protocol``.
+        plugins: the files of mixers that are not registered here.
 
     Returns:
-        None: a setting's name or text is one that nobody should paste.
+        None if the settings hold a name or text that would be dangerous to paste.
     """
     try:
         arguments = list(_arguments(model, protocol, plugins))
-    except (KeyError, TypeError, AttributeError, ValueError, Refusal):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
     return shlex.join(["mixerbench", "train", *arguments, f"run.seed={seed}"])
 
@@ -70,7 +73,7 @@ def _arguments(
 
 
 def _protocol_groups(protocol: Mapping[str, Any]) -> Iterator[str]:
-    """The files that the protocol is nearest to: it, its recipe, its data."""
+    """Overrides that choose the YAML files of the protocol, its recipe and its data."""
     name = protocol["name"]
     groups = [f"protocol={name}"] if name in config_names("protocol") else []
     yield from groups
@@ -83,14 +86,14 @@ def _protocol_groups(protocol: Mapping[str, Any]) -> Iterator[str]:
 
 @cache
 def _composed(groups: tuple[str, ...]) -> Mapping[str, Any]:
-    """All settings with these files chosen and nothing else said, flat."""
+    """All settings, flat, with these YAML files and nothing else on the command line."""
     settings = compose(groups)
     flat = dict(flatten(settings.model))
     return flat | dict(flatten(dataclasses.asdict(settings.protocol), "protocol."))
 
 
 def _plain_part(model: Mapping[str, Any], part: str, patch_size: int) -> Mapping[str, Any]:
-    """The options of a part of this name where nothing is said of them; none if it is unknown."""
+    """The default options of the model's part; empty if the part is not registered here."""
     name, backbone = model[part]["name"], model["backbone"]["name"]
     if part == "size":
         size = SIZES.get(backbone, {}).get(name)
@@ -131,11 +134,11 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for one in (*value.keys(), *value.values()):
-            yield from _texts(one)
+        for inner in (*value.keys(), *value.values()):
+            yield from _texts(inner)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _name(text: str) -> str:

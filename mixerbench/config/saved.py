@@ -1,10 +1,11 @@
-"""Settings that stand in a file: data, whatever they say, and perhaps a stranger's."""
+"""Settings that are read from a file, perhaps a stranger's: they are data and start nothing."""
 
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from mixerbench.config.presets import PARTS
+from mixerbench.errors import Refusal
 
 _NAME: Final = re.compile(r"[\w-]{1,100}")  # of a setting, or of a part that is chosen
 _DEPTH: Final = 10  # ours have five levels
@@ -12,45 +13,45 @@ _LARGEST: Final = 100_000  # of a model's numbers; the widest of the papers' has
 
 
 def check_saved(saved: Any) -> None:
-    """Refuse what is no saved settings, or would be more than data if it were composed again.
+    """Refuse a file's content that is no settings, or would be more than data when composed.
 
-    ``${oc.env:HOME}`` in a value would be looked up, and a name could be another setting.
+    ``${oc.env:HOME}`` in a value would be looked up, and a name could hold another setting.
 
     Raises:
-        ValueError: what is wrong with them.
+        Refusal: what is wrong with them.
     """
     if not isinstance(saved, Mapping):
-        raise ValueError("no mapping of settings")
+        raise Refusal("no mapping of settings")
     model, protocol, plugins = (saved.get(key) for key in ("model", "protocol", "plugins"))
     if not isinstance(model, Mapping) or not isinstance(protocol, Mapping):
-        raise ValueError("no mappings 'model' and 'protocol' in it")
+        raise Refusal("no mappings 'model' and 'protocol' in it")
     for part in PARTS:
         if not isinstance(model.get(part), (str, Mapping)):
-            raise ValueError(f"'model' has no {part!r}")
+            raise Refusal(f"'model' has no {part!r}")
     if not isinstance(saved.get("label", ""), str):
-        raise ValueError("'label' is no text")
+        raise Refusal("'label' is no text")
     plugins = [] if plugins is None else plugins
-    if not isinstance(plugins, list) or not all(isinstance(one, str) for one in plugins):
-        raise ValueError("'plugins' is no list of files")
+    if not isinstance(plugins, list) or not all(isinstance(file, str) for file in plugins):
+        raise Refusal("'plugins' is no list of files")
     for part, content in {**{part: model[part] for part in PARTS}, "protocol": protocol}.items():
         name = content if isinstance(content, str) else content.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{part} has no plain name")
+            raise Refusal(f"{part} has no plain name")
         _check_plain(part, content, _DEPTH)
 
 
 def _check_plain(path: str, value: Any, depth: int) -> None:
     if depth == 0:
-        raise ValueError(f"{path} is nested too deeply")
+        raise Refusal(f"{path} is nested too deeply")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str) or not _NAME.fullmatch(key):
-                raise ValueError(f"{path} has a setting {str(key)[:50]!r}, which is no name")
+                raise Refusal(f"{path} has a setting {str(key)[:50]!r}, which is no name")
             _check_plain(f"{path}.{key}", inner, depth - 1)
     elif isinstance(value, list):
         for inner in value:
             _check_plain(path, inner, depth - 1)
     elif isinstance(value, int) and path.partition(".")[0] in PARTS and abs(value) > _LARGEST:
-        raise ValueError(f"{path} is larger than any model's")  # and would take forever to refuse
+        raise Refusal(f"{path} is larger than any model's")  # and would take forever to refuse
     elif isinstance(value, str) and "${" in value:
-        raise ValueError(f"{path} is {value[:50]!r}, and ${{...}} is looked up nowhere")
+        raise Refusal(f"{path} is {value[:50]!r}, and ${{...}} is looked up nowhere")

@@ -273,7 +273,7 @@ class Tracking:
 
 @dataclass
 class Launcher:
-    """Where runs are trained. ``launcher=slurm`` stands for ``launcher.name=slurm``."""
+    """Where runs are trained. ``launcher=slurm`` is short for ``launcher.name=slurm``."""
 
     name: Annotated[str, choice("local", "slurm")] = "local"
     jobs: Optional[Jobs] = None  # runs side by side; None: one per core or GPU; slurm: no limit
@@ -302,7 +302,7 @@ class Launcher:
 
 @dataclass
 class Composed:
-    """What Hydra composes: the command line's names."""
+    """What Hydra composes, under the names that the command line uses."""
 
     backbone: Any
     size: Any
@@ -317,7 +317,7 @@ class Composed:
 
 @dataclass
 class Settings:
-    """The resolved settings of one run, as they are written down and handed to workers."""
+    """The resolved settings of one run, as they are saved and handed to worker processes."""
 
     label: str  # the model in a word: attention_micro_conv
     model: dict[str, Any]  # backbone, size, stem, mixer; digests of plugins, if there are any
@@ -325,7 +325,7 @@ class Settings:
     run: Run
     tracking: Tracking
     plugins: list[str]
-    overrides: list[str]  # what the command line said, for saying it again
+    overrides: list[str]  # as the command line gave them
     launcher: Launcher = field(default_factory=Launcher)
 
 
@@ -340,7 +340,7 @@ MACHINE_PATHS = marked(Settings, LOCAL)
 
 
 def fingerprint(content: Any) -> str:
-    """16 hex digits that are equal if and only if the content is."""
+    """A hash of JSON data, independent of the order of keys: 16 hex digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -348,9 +348,10 @@ def fingerprint(content: Any) -> str:
 def protocol_fingerprint(
     protocol: Protocol | Mapping[str, Any], version: int = PROTOCOL_VERSION
 ) -> str:
-    """What a leaderboard holds: runs of one fingerprint may be compared, no others.
+    """The hash of what must be identical: only runs with the same one are compared.
 
     Args:
+        protocol: as a dataclass, or its fields in a mapping, nested or flat.
         version: what `PROTOCOL_VERSION` was when the run was trained.
     """
     fields = dict(protocol) if isinstance(protocol, Mapping) else dataclasses.asdict(protocol)
