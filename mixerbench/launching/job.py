@@ -22,7 +22,8 @@ from mixerbench.tracking.passwords import without_password
 
 _KINDS = {kind.__name__: kind for kind in (Refusal, TrainingStopped, Preempted, Interrupted)}
 _FINISHED = "finished"
-_PARENT = "MIXERBENCH_PARENT"
+PARENT = "MIXERBENCH_PARENT"
+"""The variable that tells a process which one it ends with."""
 
 
 class Job:
@@ -89,7 +90,7 @@ class Job:
 
 def child_environment() -> dict[str, str]:
     """Of a process that will call ``end_with_parent``."""
-    return {**os.environ, _PARENT: str(os.getpid())}
+    return {**os.environ, PARENT: str(os.getpid())}
 
 
 def end_with_parent() -> None:
@@ -101,5 +102,5 @@ def end_with_parent() -> None:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
         parent = str(os.getppid())
-        if os.environ.get(_PARENT, parent) != parent:  # it has gone already
+        if os.environ.get(PARENT, parent) != parent:  # it has gone already
             os.kill(os.getpid(), signal.SIGTERM)

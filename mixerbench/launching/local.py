@@ -12,18 +12,26 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import StopRequested, TrainingStopped, exit_code, told_to_stop
+from mixerbench.launching.forks import ForkServer
 from mixerbench.launching.job import Job, child_environment, end_with_parent
 from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.progress import ProgressView
 
 _POLL_SECONDS = 0.5
+
+PRELOAD = (
+    *("mixerbench.launching.local", "mixerbench.training.run", "fvcore.nn"),
+    *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"),
+)
+"""What a run imports, at once or when it needs it, and takes seconds."""
 
 
 class View(Protocol):
@@ -34,8 +42,25 @@ class View(Protocol):
     def ended(self, name: str, message: str) -> None: ...
 
 
-def run_sweep(sweep: Sequence[Settings]) -> None:
+class Process(Protocol):
+    """A started run, as ``subprocess.Popen`` has it."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def terminate(self) -> None: ...
+
+
+class Start(Protocol):
+    """Starts the process that trains the job in the folder ``job``."""
+
+    def __call__(self, job: Path, environment: Mapping[str, str], errors: IO[bytes]) -> Process: ...
+
+
+def run_sweep(sweep: Sequence[Settings], start: Start | None = None) -> None:
     """Train every run of ``sweep``, ``launcher.jobs`` at a time.
+
+    Args:
+        start: as in ``run_jobs``.
 
     Raises:
         TrainingStopped: some runs did not finish; says which, after all have ended.
@@ -43,15 +68,19 @@ def run_sweep(sweep: Sequence[Settings]) -> None:
     """
     names = names_of(sweep)
     with ProgressView(sweep[0].run.progress) as view:
-        failures = run_jobs(dict(zip(names, sweep, strict=True)), view)
+        failures = run_jobs(dict(zip(names, sweep, strict=True)), view, start)
     if failures:
         raise TrainingStopped(
             f"{len(failures)} of {len(sweep)} runs did not finish: {', '.join(failures)}."
         )
 
 
-def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
+def run_jobs(runs: dict[str, Settings], view: View, start: Start | None = None) -> dict[str, str]:
     """Train all runs, and show them by their names.
+
+    Args:
+        start: how processes of this machine are started; None: forked where ``can_fork``, else
+            afresh.
 
     Returns:
         what each run that did not finish said.
@@ -60,7 +89,12 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
         Preempted: a scheduler said so; the running ones have saved their state.
     """
     failures: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch, Stop() as stop:
+    with ExitStack() as held:
+        scratch = held.enter_context(tempfile.TemporaryDirectory())
+        stop = held.enter_context(Stop())
+        if start is None:
+            is_forked = can_fork(list(runs.values()))
+            start = held.enter_context(_forking()) if is_forked else start_afresh
         waiting: list[Child] = []
         for number, (name, settings) in enumerate(runs.items()):
             view.expect(name)
@@ -69,7 +103,7 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
 
                 waiting.append(QueuedRun(name, settings))
             else:
-                waiting.append(_Process(name, settings, Path(scratch) / str(number)))
+                waiting.append(LocalRun(name, settings, Path(scratch) / str(number), start))
         free = _slots(next(iter(runs.values())), len(runs)) if runs else []
         running: list[Child] = []
         try:
@@ -103,10 +137,34 @@ def run_jobs(runs: dict[str, Settings], view: View) -> dict[str, str]:
 
 def default_jobs(settings: Settings) -> int:
     """One run at a time on GPUs; on the CPU as many as there are cores for their threads."""
-    run = settings.run
-    if run.device.startswith("cuda") or (run.device == "auto" and shutil.which("nvidia-smi")):
+    if _is_on_gpu(settings):
         return 1
+    run = settings.run
     return max((os.cpu_count() or 1) // (run.threads * run.devices), 1)
+
+
+def can_fork(runs: Sequence[Settings]) -> bool:
+    """May the processes of these runs be forked from one that has imported torch?
+
+    Several runs on the CPU of a Linux machine, each of one process, all with as many threads: a
+    GPU that was touched does not survive a fork, and torch reads the number of threads once.
+    """
+    return (
+        sys.platform == "linux"
+        and len(runs) > 1
+        and len({settings.run.threads for settings in runs}) == 1
+        and all(
+            settings.launcher.name == "local"
+            and settings.run.devices == 1
+            and not _is_on_gpu(settings)
+            for settings in runs
+        )
+    )
+
+
+def _is_on_gpu(settings: Settings) -> bool:
+    device = settings.run.device
+    return device.startswith("cuda") or (device == "auto" and bool(shutil.which("nvidia-smi")))
 
 
 def names_of(runs: Sequence[Settings]) -> list[str]:
@@ -169,49 +227,75 @@ class Child(ABC):
                 view.show(self.name, record)
 
 
-class _Process(Child):
-    def __init__(self, name: str, settings: Settings, place: Path) -> None:
-        quiet = dataclasses.replace(settings.run, progress=False)
-        super().__init__(name, dataclasses.replace(settings, run=quiet), Job(place))
-        self._process: subprocess.Popen[bytes] | None = None
+class LocalRun(Child):
+    """A run in a process of this machine."""
 
-    def start(self, slot: str | None) -> "_Process":
+    def __init__(self, name: str, settings: Settings, folder: Path, start: Start) -> None:
+        quiet = dataclasses.replace(settings.run, progress=False)
+        super().__init__(name, dataclasses.replace(settings, run=quiet), Job(folder))
+        self._start = start
+        self._process: Process
+
+    def start(self, slot: str | None) -> "LocalRun":
         self.slot = slot
         Job.create(self.job.place, self.settings)
         environment = {**child_environment(), "OMP_NUM_THREADS": str(self.settings.run.threads)}
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mixerbench.launching.local", str(self.job.place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=open(self.job.place / "errors", "wb"),
-            env=environment,
-        )
+        with open(self._errors, "wb") as errors:
+            self._process = self._start(self.job.place, environment, errors)
         return self
 
+    @property
+    def _errors(self) -> Path:
+        return self.job.place / "errors"
+
     def has_ended(self) -> bool:
-        assert self._process is not None
         return self._process.poll() is not None
 
     def message(self) -> str:
-        assert self._process is not None
-        if self._process.returncode == 0:
+        code = self._process.poll()
+        if code == 0:
             return ""
-        errors = (self.job.place / "errors").read_text(errors="replace").strip()
-        return (
-            errors.removeprefix("mixerbench: ")
-            or f"ended with exit code {self._process.returncode}"
-        )
+        errors = self._errors.read_text(errors="replace").strip()
+        return errors.removeprefix("mixerbench: ") or f"ended with exit code {code}"
 
     def tell_to_stop(self) -> None:
         if not self.has_ended():
-            assert self._process is not None
             self._process.terminate()
 
     def wait(self) -> None:
-        assert self._process is not None
         self._process.wait()
+
+
+def start_afresh(job: Path, environment: Mapping[str, str], errors: IO[bytes]) -> Process:
+    """A process that imports everything itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mixerbench.launching.local", str(job)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env=environment,
+    )
+
+
+@contextmanager
+def _forking() -> Iterator[Start]:
+    """Forks processes from a server, which is started with the first of them."""
+    with ExitStack() as held, open(os.devnull, "r+b") as null:
+        servers: list[ForkServer] = []
+
+        def start(job: Path, environment: Mapping[str, str], errors: IO[bytes]) -> Process:
+            if not servers:
+                servers.append(held.enter_context(ForkServer(PRELOAD, environment)))
+            return servers[0].start(
+                "mixerbench.launching.local:main",
+                [str(job)],
+                environment=environment,
+                streams=(null, null, errors),
+            )
+
+        yield start
 
 
 def train_job(job: Job) -> str:
@@ -233,12 +317,17 @@ def train_job(job: Job) -> str:
     return run_training(settings, on_folder=job.note_folder).summary(settings)
 
 
-def _work(place: Path) -> None:
+def main() -> None:
+    """Train the job whose folder is the first argument."""
+    with Stop(at_once=True):
+        code = exit_code(_train_as_child)
+    sys.exit(code)
+
+
+def _train_as_child() -> None:
     end_with_parent()
-    train_job(Job(place))
+    train_job(Job(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":
-    with Stop(at_once=True):
-        code = exit_code(lambda: _work(Path(sys.argv[1])))
-    sys.exit(code)
+    main()

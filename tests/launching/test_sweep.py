@@ -6,17 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from mixerbench.config.compose import compose_sweep
 from mixerbench.config.schema import Settings, build
-from mixerbench.errors import PREEMPTED, Refusal, TrainingStopped
-from mixerbench.launching import local as sweep_module
-from mixerbench.launching.local import default_jobs, run_sweep
+from mixerbench.errors import PREEMPTED, Interrupted, Refusal, TrainingStopped
+from mixerbench.launching.local import (
+    LocalRun,
+    default_jobs,
+    names_of,
+    run_jobs,
+    run_sweep,
+    start_afresh,
+)
 
 # Writes when it began and ended and what it was told; seed 1 fails, seed 2 ends without a word.
 CHILD = """
@@ -34,19 +41,29 @@ sys.exit(3 if seed == 2 else 0)
 """
 
 
+@dataclass
+class StandIns:
+    """Starts stand-ins for the training processes, and remembers them."""
+
+    log: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(
+        self, job: Path, environment: Mapping[str, str], errors: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", CHILD, str(job), str(self.log)]
+        process = subprocess.Popen(command, env=environment, stderr=errors)
+        self.started.append(process)
+        return process
+
+    def rows(self) -> list[Any]:
+        """What they have written."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
 @pytest.fixture
-def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
-    """Replaces the training processes; returns what they have written."""
-    log = tmp_path / "log"
-    real = subprocess.Popen
-
-    def stand_in(command: list[str], **options: Any) -> Any:
-        assert command[:3] == [sys.executable, "-m", "mixerbench.launching.local"]
-        return real([sys.executable, "-c", CHILD, command[3], str(log)], **options)
-
-    monkeypatch.setattr(sweep_module.subprocess, "Popen", stand_in)
-    monkeypatch.setattr(sweep_module, "_POLL_SECONDS", 0.02)
-    return lambda: [json.loads(line) for line in log.read_text().splitlines()]
+def children(tmp_path: Path) -> StandIns:
+    return StandIns(tmp_path / "log")
 
 
 def _sweep(*overrides: str) -> list[Settings]:
@@ -63,11 +80,9 @@ def _most_at_once(rows: list[Any]) -> int:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_so_many_run_side_by_side_as_the_setting_says(
-    jobs: int, children: Callable[[], list[Any]]
-) -> None:
-    run_sweep(_sweep("run.seed=0,3,4,5", f"launcher.jobs={jobs}"))
-    rows = children()
+def test_so_many_run_side_by_side_as_the_setting_says(jobs: int, children: StandIns) -> None:
+    run_sweep(_sweep("run.seed=0,3,4,5", f"launcher.jobs={jobs}"), children.start)
+    rows = children.rows()
     assert sorted(seed for seed, *_ in rows) == [0, 3, 4, 5]
     assert _most_at_once(rows) <= jobs
     if jobs == 1:
@@ -75,11 +90,11 @@ def test_so_many_run_side_by_side_as_the_setting_says(
 
 
 def test_a_child_gets_the_resolved_settings_and_draws_no_bars(
-    children: Callable[[], list[Any]],
+    children: StandIns,
 ) -> None:
     (settings,) = compose_sweep(["mixer=patch_ff", "recipe.epochs=2"])
-    run_sweep([settings])
-    ((_, _, _, told),) = children()
+    run_sweep([settings], children.start)
+    ((_, _, _, told),) = children.rows()
     found = build(Settings, told)
     assert not found.run.progress
     found.run.progress = True
@@ -87,11 +102,11 @@ def test_a_child_gets_the_resolved_settings_and_draws_no_bars(
 
 
 def test_runs_that_fail_are_named_and_the_others_finish(
-    children: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
+    children: StandIns, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TrainingStopped) as stop:
-        run_sweep(_sweep("run.seed=1,2,3", "launcher.jobs=1"))
-    assert [seed for seed, *_ in children()] == [1, 2, 3]
+        run_sweep(_sweep("run.seed=1,2,3", "launcher.jobs=1"), children.start)
+    assert [seed for seed, *_ in children.rows()] == [1, 2, 3]
     assert "2 of 3" in str(stop.value)
     said = " ".join((str(stop.value) + capsys.readouterr().err).split())
     for words in ("seed 1", "seed 2", "nan at step 7", "exit code 3"):
@@ -99,26 +114,17 @@ def test_runs_that_fail_are_named_and_the_others_finish(
     assert "seed 3" not in said
 
 
-def test_an_interrupt_ends_the_children(
-    children: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    start = sweep_module._Process.start
+def test_an_interrupt_ends_the_children(children: StandIns) -> None:
+    def start(*given: Any) -> Any:
+        process = children.start(*given)
+        if len(children.started) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return process
 
-    def started_and_remembered(self: Any, slot: str | None) -> Any:
-        child = start(self, slot)
-        started.append(child._process)
-        return child
-
-    def interrupt(self: Any, view: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep_module._Process, "start", started_and_remembered)
-    monkeypatch.setattr(sweep_module._Process, "report", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(_sweep("run.seed=0,3", "launcher.jobs=2"))
-    assert len(started) == 2
-    assert all(process.poll() is not None for process in started)
+    with pytest.raises(Interrupted):
+        run_sweep(_sweep("run.seed=0,3", "launcher.jobs=2"), start)
+    assert len(children.started) == 2
+    assert all(process.poll() is not None for process in children.started)
 
 
 @pytest.mark.parametrize(
@@ -130,20 +136,27 @@ def test_an_interrupt_ends_the_children(
     ],
 )
 def test_runs_have_names_that_tell_them_apart(
-    overrides: str, names: list[str], children: Callable[[], list[Any]], monkeypatch: Any
+    overrides: str, names: list[str], children: StandIns
 ) -> None:
-    started: list[str] = []
-    start = sweep_module._Process.start
-    monkeypatch.setattr(
-        sweep_module._Process,
-        "start",
-        lambda self, slot: (started.append(self.name), start(self, slot))[1],
-    )
-    try:
-        run_sweep(_sweep(overrides, "launcher.jobs=2"))
-    except TrainingStopped:
-        assert "run.seed" in overrides  # seed 1 fails
-    assert started == names
+    class View:
+        def __init__(self) -> None:
+            self.expected: list[str] = []
+            self.ended_names: list[str] = []
+
+        def expect(self, name: str) -> None:
+            self.expected.append(name)
+
+        def show(self, name: str, record: Any) -> None: ...
+
+        def ended(self, name: str, message: str) -> None:
+            self.ended_names.append(name)
+
+    sweep, view = _sweep(overrides, "launcher.jobs=2"), View()
+    assert names_of(sweep) == names
+    run_jobs(dict(zip(names, sweep, strict=True)), view, children.start)
+    assert view.expected == names
+    assert sorted(view.ended_names) == sorted(names)
+    assert len(children.started) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +166,14 @@ def test_runs_have_names_that_tell_them_apart(
 def test_without_a_number_there_is_a_run_per_core_or_gpu(
     overrides: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(sweep_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     (settings,) = _sweep(*overrides)
     assert default_jobs(settings) == jobs
 
 
 def test_progress_is_read_from_the_childs_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     from mixerbench.tracking.journal import FILE_NAME, Journal
 
@@ -168,7 +181,7 @@ def test_progress_is_read_from_the_childs_journal(
     scratch, folder = tmp_path / "0", tmp_path / "run"
     scratch.mkdir()
     folder.mkdir()
-    child = sweep_module._Process("name", settings, scratch)
+    child = LocalRun("name", settings, scratch, start_afresh)
     shown: list[tuple[str, Any]] = []
 
     class View:
@@ -197,16 +210,14 @@ from mixerbench.config.compose import compose_sweep
 from mixerbench.errors import exit_code
 from mixerbench.launching import local
 
-real = subprocess.Popen
-
-def stand_in(command, **options):
-    child = real([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+def start(job, environment, errors):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = subprocess.Popen(command, env=environment, stderr=errors)
     print(child.pid, flush=True)
     return child
 
-local.subprocess.Popen = stand_in
 runs = compose_sweep(["run.progress=false", "run.seed=0,1", "launcher.jobs=2"])
-sys.exit(exit_code(lambda: local.run_sweep(runs)))
+sys.exit(exit_code(lambda: local.run_sweep(runs, start)))
 """
 
 
