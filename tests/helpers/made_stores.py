@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from empty_stores import prepare
 
 from mixerbench.config.compose import compose
 from mixerbench.config.parts import part_catalog
@@ -37,6 +38,7 @@ class MadeStore:
         from mlflow import MlflowClient
 
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        prepare(self.uri)
         with warnings.catch_warnings():  # MLflow 3.17 uses what SQLAlchemy 2.1 will remove
             warnings.simplefilter("ignore", DeprecationWarning)
             self.client = MlflowClient(self.uri)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from empty_stores import prepare
 from made_runs import recorded
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
@@ -28,6 +29,7 @@ class Store:
         from mlflow import MlflowClient
 
         self.uri = uri
+        prepare(uri)
         with warnings.catch_warnings():  # MLflow 3.17 uses what SQLAlchemy 2.1 will remove
             warnings.simplefilter("ignore", DeprecationWarning)
             self.client = MlflowClient(tracking_uri=uri)
