@@ -1,20 +1,30 @@
-# make demo   set up, train five mixers on the embedded data set, print the leaderboard
-# make test   set up, run the tests
-# make check  formatting, lint and types
+# make demo      set up, train five mixers on the embedded data set, print the leaderboard
+# make test      set up, run the tests: the whole behaviour, in minutes
+# make quick     those that start no process, train nothing and fill no store
+# make test-all  those that 'make test' leaves out: SLURM, PostgreSQL, kill loops, long matrices
+# make check     formatting, lint and types
 
 PYTHON ?= python3
 BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check lock clean
+.PHONY: demo quick test test-all check lock clean
 
 demo: .venv/.installed
 	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro run.evaluate_every_epochs=4
 	$(BIN)/mixerbench train mixer=attention stem=conv size=micro run.evaluate_every_epochs=4
 	$(BIN)/mixerbench leaderboard protocol=digits size=micro
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+quick: .venv/.installed
+	$(PYTEST) -m "not slow and not heavy and not everything"
+
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST) -m "not everything"
+
+test-all: .venv/.installed
+	$(PYTEST) -m everything
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +30,31 @@ for _number in SIGNALS:
     if signal.getsignal(_number) == signal.SIG_IGN:
         _is_ctrl_c = _number == signal.SIGINT
         signal.signal(_number, signal.default_int_handler if _is_ctrl_c else signal.SIG_DFL)
+
+
+# Test modules and fixtures that use these take seconds: 'make quick' leaves them out.
+_HEAVY_MODULES = {
+    *("subprocess", "multiprocessing", "processes", "browser", "slurm", "postgres", "small_disks"),
+    *("tiny_runs", "made_stores", "mixerbench.training.run", "mixerbench.launching.forks"),
+}
+_HEAVY_FIXTURES = {"command", "server", "store", "store_at", "tiny", "train", "trained"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if _HEAVY_FIXTURES.intersection(item.fixturenames) or _is_heavy(item.module):
+            item.add_marker("heavy")
+
+
+@functools.cache
+def _is_heavy(module: ModuleType) -> bool:
+    """Does a test module import what starts processes, trains or fills stores?"""
+    origins = (
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        for value in vars(module).values()
+    )
+    return any(origin in _HEAVY_MODULES for origin in origins)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,7 +38,7 @@ def run(monkeypatch):
     return run_script
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # a long matrix
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_compares_with_its_peer(script, run, tmp_path):
     if script == "leaderboard_site" and not (

@@ -61,6 +61,7 @@ def _macs(settings: Settings) -> int:
     return count_macs(build_model(settings, 10), settings.protocol.image_size).total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vit", "pyramid", "resnet"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_lands_in_every_backbone(mixer: str, backbone: str, find: Find) -> None:
@@ -70,6 +71,7 @@ def test_every_mixer_lands_in_every_backbone(mixer: str, backbone: str, find: Fi
     assert _within(_parameters(found), target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -88,6 +90,7 @@ def test_multiply_adds_are_those_of_the_board(line: str, find: Find) -> None:
     assert _within(_macs(found), target)
 
 
+@pytest.mark.slow
 def test_papers_sizes_are_found_from_each_other(find: Find, said: list[str]) -> None:
     settings = find("preset=deit_tiny protocol=imagenet_deit match=params:22.1M")
     assert settings.model["size"] | {"name": "small"} == compose(["size=small"]).model["size"]
@@ -134,6 +137,7 @@ def test_a_plugin_may_look_at_values_and_refuse_widths(tmp_path: Path, find: Fin
         assert find(f"{line} match={target}").model["size"] == wanted.model["size"]
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_folders(tmp_path: Path, find: Find) -> None:
     for split in ("train", "val"):
         for label in range(200):
@@ -207,6 +211,7 @@ def test_profile_shows_the_matched_model(as_json: bool, command: Command) -> Non
         assert _within(json.loads(outcome.out)["gmacs"], 0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_matches_each_mixer_once_for_all_its_seeds(said: list[str]) -> None:
     line = "mixer=patch_ff,attention match=params:300k run.seed=0,1,2"
     runs = compose_sweep(line.split(), Matcher(said.append))
@@ -216,6 +221,7 @@ def test_a_sweep_matches_each_mixer_once_for_all_its_seeds(said: list[str]) -> N
         assert _within(_parameters(run), 300_000)
 
 
+@pytest.mark.slow
 def test_a_suite_may_ask_for_a_match(tmp_path: Path, said: list[str]) -> None:
     runs = {"mixer": ["patch_ff", "attention"], "match": "params:300k", "run.seed": [0, 1]}
     (tmp_path / "equal.yaml").write_text(yaml.safe_dump({"runs": runs}))

@@ -47,6 +47,7 @@ def test_without_a_word_it_is_attention_micro_on_digits() -> None:
     assert (settings.run, settings.tracking, settings.plugins) == (Run(), Tracking(), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", config_names("protocol"))
 def test_every_protocol_composes_with_every_mixer(protocol: str) -> None:
     for mixer in MIXERS:

@@ -173,6 +173,7 @@ def test_a_panorama_is_decoded(tree, crops, decode):
     assert np.abs(difference).max() <= 6
 
 
+@pytest.mark.slow
 def test_a_large_image_is_no_attack(tree, folder, decode):
     path = tree.root / "train/flower/large.png"
     large = Image.new("L", (20_000, 9_000), 40)  # Pillow warns from 89 megapixels, refuses from 179

@@ -123,7 +123,7 @@ def test_after_the_death_of_a_process_all_go_on_in_the_same_folder(
     assert differences(whole, folder) == []
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # kill loop
 def test_too_many_deaths_stop_the_run_with_its_checkpoints(tmp_path: Path) -> None:
     launch = Launch(tmp_path, "run.devices=2", "run.max_restarts=0")
     launch.worker(1, after=5).kill()
@@ -158,7 +158,7 @@ def test_a_killed_process_is_the_cause_though_another_noticed_first(tmp_path: Pa
     )
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # kill loop
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_agent_saves_the_state_within_the_step(
     number: signal.Signals, whole: Path, tmp_path: Path

@@ -19,7 +19,7 @@ from tiny_runs import DATA, MODEL, losses
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.everything, pytest.mark.xdist_group("slurm")]
 
 TINY = [
     *DATA, *MODEL,

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from slurm import REQUEUE_EXIT, Cluster, SlurmStartError, slurm_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.everything, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.fixture(scope="module")

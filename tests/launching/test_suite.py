@@ -457,7 +457,7 @@ def _starts(folder: Path) -> int:
     return sum(record["kind"] == "start" for record, _ in read(folder / FILE_NAME))
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # kill loop
 @pytest.mark.skipif(sys.platform != "linux", reason="children end with their parent")
 def test_a_suite_that_is_killed_loses_nothing_and_repeats_nothing(
     write: Write, tmp_path: Path

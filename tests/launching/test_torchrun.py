@@ -60,7 +60,7 @@ def _folder(runs: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # network namespaces
 def test_two_machines_have_the_numbers_of_one_process(
     hosts: list[tuple[list[str], dict[str, str], str]],
     train_alone: Callable[..., Path],

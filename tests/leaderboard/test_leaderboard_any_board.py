@@ -21,7 +21,10 @@ from leaderboard.reading.results import Reading, TrainedRun
 from leaderboard.site import Site, write_site
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Prediction, Tag
 
-pytestmark = pytest.mark.xdist_group("any_board")  # one site, whatever the number of processes
+pytestmark = [
+    pytest.mark.everything,  # many boards in the browser
+    pytest.mark.xdist_group("any_board"),  # one site, whatever the number of processes
+]
 
 OPEN_ALL = "all => all.forEach(one => { one.open = true; })"
 MEASURED = {Metric.IMAGES_PER_SECOND: 1000.0, Metric.LATENCY_MS: 2.0, Metric.MEMORY_MIB: 30.0}

@@ -26,7 +26,7 @@ from mixerbench.tracking.store import Store
 from mixerbench.training.run import run_training
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.everything,  # large files
     pytest.mark.xdist_group("imagenet_size"),  # one store, whatever the number of processes
 ]
 

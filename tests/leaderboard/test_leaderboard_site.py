@@ -393,7 +393,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # the attack corpus
 def test_nothing_that_a_run_says_is_executed_or_breaks_a_page(hostile: Site):
     with open_browser(viewport={"width": 1200, "height": 900}) as browser:
         dialogs: list[str] = []
@@ -458,7 +458,7 @@ def test_a_site_is_written_anew_and_another_folder_is_left_alone(
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # a large store
 def test_two_hundred_entries_stay_below_six_megabytes(tmp_path: Path):
     store = MadeStore(tmp_path)
     fill(store, entries=200, seeds=1)

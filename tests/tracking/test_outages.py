@@ -28,7 +28,7 @@ from mixerbench.tracking.upload import BackgroundUpload, Upload
 from mixerbench.training.run import run_training
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.everything,  # database servers, full disks, minutes of waiting
     pytest.mark.filterwarnings("ignore"),  # mlflow warns about itself
     pytest.mark.xdist_group("mlflow-server"),  # one server, whatever the number of processes
 ]

@@ -62,7 +62,7 @@ def _kill_after(process: Any, root: Path, size: int, seconds: float) -> None:
     process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # kill loop
 def test_killed_thirty_times_at_random_a_run_ends_bit_identical(
     tmp_path: Path, tiny: Callable[..., Settings], trained: Callable[..., Any]
 ) -> None:
@@ -135,7 +135,7 @@ def _train_until(settings: Settings, changes: int) -> None:
     run_training(settings)
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # kill loop
 def test_killed_at_any_change_of_a_file_a_run_is_taken_up_or_begun_again(
     tmp_path: Path, tiny: Callable[..., Settings], trained: Callable[..., Any]
 ) -> None:

@@ -139,7 +139,7 @@ def test_half_precision_trains_and_keeps_weights_in_full(precision: str, trained
     assert all(tensor.isfinite().all() for tensor in half.weights.values())
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # compiling takes half a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_has_the_same_losses(
     trained: Trained, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,10 @@ LATE = {"deit_tiny": (6, 1), "deit_tiny_distilled": (6, 1), "sasa_r26_full": (5,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", FAMILIES)
+@pytest.mark.parametrize(
+    "preset",
+    [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.everything) for name in FAMILIES[1:])],
+)
 def test_a_preset_family_learns_digits(preset: str, tmp_path: Path) -> None:
     epochs, warmup = LATE.get(preset, (2, 0))
     settings = compose(

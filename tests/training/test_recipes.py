@@ -35,7 +35,7 @@ def test_a_recipe_trains(name: str, trained: Trained) -> None:
     assert run.losses()[-1] != run.losses()[0]
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # a long matrix
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_learns_digits(name: str, tiny: Callable[..., Settings]) -> None:
     settings = [*RECIPES[name], *NORMALISED, "data=digits", "data.train_images=null",

@@ -157,7 +157,13 @@ def _agree(run: Run, reference: Run, precision: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "workers"), [(1, 0), (1, 3), (2, 1), (4, 0), (4, 3)])
+@pytest.mark.parametrize(
+    ("size", "workers"),
+    [
+        *((1, 0), (2, 1)),
+        *(pytest.param(*row, marks=pytest.mark.everything) for row in ((1, 3), (4, 0), (4, 3))),
+    ],
+)
 def test_processes_and_workers_change_neither_batches_nor_losses(
     size: int, workers: int, train: Train, alone: Callable[[str], Run]
 ) -> None:
@@ -171,7 +177,7 @@ def test_processes_and_workers_change_neither_batches_nor_losses(
     _agree(run, reference, "fp64")
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # long matrix
 @pytest.mark.parametrize("size", [2, 4])
 def test_single_precision_agrees_to_its_own_rounding(
     size: int, train: Train, alone: Callable[[str], Run]
