@@ -1,29 +1,33 @@
 """The types of settings: numbers, lists and texts with what they may be, beyond a Python type."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from mixerbench.config.rules import Bound
 
 
 def choice(*names: str) -> Bound:
+    """One of these texts."""
     return Bound(f"choose one of {', '.join(names)}", names.__contains__)
 
 
 def between(least: float, most: float) -> Bound:
-    """For counts: a slip of a key must not ask for a million processes."""
+    """Counts have an upper bound too: a typing error must not start a million processes."""
     return Bound(f"give {least} or more, up to {most}", lambda value: least <= value <= most)
 
 
 def above_zero(most: float) -> Bound:
+    """A number that is not 0, up to ``most``."""
     return Bound(f"give a number above 0, up to {most}", lambda value: 0 < value <= most)
 
 
 def matching(pattern: str, hint: str) -> Bound:
+    """A text that a regular expression matches from end to end."""
     return Bound(hint, lambda value: re.fullmatch(pattern, value) is not None)
 
 
-def _low_to_high(most: float) -> Any:
+def _low_to_high(most: float) -> Callable[[Any], bool]:
     return lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= most
 
 
