@@ -14,11 +14,12 @@ from mixerbench.config.overrides import overrides_of
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PARTS
 from mixerbench.config.schema import Settings
+from mixerbench.config.sizes import read_size
 from mixerbench.errors import Refusal, first_line
 from mixerbench.objectives import objective_of
 from mixerbench.tracking.keys import Artifact
 from mixerbench.training import checkpoint
-from mixers.core.plan import read_plan
+from mixers.core.plan import choices_in, read_plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +82,9 @@ def _check_plugins(saved: Mapping[str, Any], given: Sequence[str]) -> None:
     if chosen & {"plugins", "mixer", "preset"}:
         return
     known = part_catalog("mixer")
-    unknown = [one.name for one in read_plan(saved["model"]["mixer"]) if one.name not in known]
+    unknown = [
+        one.name for one in choices_in(read_plan(saved["model"]["mixer"])) if one.name not in known
+    ]
     files = ",".join(
         re.sub(r"[^\w.-]", "_", Path(file).name) for file in saved.get("plugins") or ()
     )
@@ -125,8 +128,7 @@ def _build(settings: Settings, num_classes: int, entries: int) -> "nn.Module":
     """
     from mixerbench.models.build import build_model
 
-    size = settings.model["size"]
-    blocks = size["depth"] if "depth" in size else sum(size["depths"])
+    blocks = sum(read_size(settings.model["size"]).depths)
     if blocks > entries:  # which nobody would live to see built
         raise Refusal(f"a model of {blocks} blocks has more entries than the file, {entries}.")
     try:

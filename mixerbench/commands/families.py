@@ -13,7 +13,7 @@ from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
 from mixers import MIXERS, load_plugin
 from mixers.core.catalog import mixer_catalog
-from mixers.core.plan import SCHEDULES, MixerChoice, Schedule, read_plan
+from mixers.core.plan import SCHEDULES, MixerChoice, Schedule, choices_in, read_plan
 from mixers.core.spec import Spec
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})")
@@ -55,7 +55,7 @@ def families_of(shown: Iterable[Board], plugins: Sequence[str] = ()) -> dict[str
     found = families(recorded, plugins)
     known = {*mixer_catalog(plugins), *SCHEDULES}
     for name, runs in recorded.items():
-        if name not in found and not known.issuperset(name.split("-")):  # else it is a plan
+        if name not in found and not known.issuperset(re.split(r"[-+]", name)):  # else it is a plan
             found[name] = _of_records(name, runs)
     return found
 
@@ -93,7 +93,7 @@ def _of_schedule(name: str, schedule: Schedule) -> MixerDescription:
 
 
 def _family(name: str, source: Spec | Schedule, options: Mapping[str, str]) -> MixerDescription:
-    plan = read_plan(name)
+    plan = choices_in(read_plan(name))
     distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
     facts = _facts([MIXERS.facts(choice.name) for choice in distinct])
     parts: tuple[Part, ...] = ()

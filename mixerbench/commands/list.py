@@ -1,6 +1,5 @@
 """``mixerbench list``: what can be named, read from source and from ``configs/``; no torch."""
 
-import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from mixerbench.config.files import CONFIGS, config_names
 from mixerbench.config.overrides import find_plugins
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
-from mixerbench.config.sizes import SIZES
+from mixerbench.config.sizes import size_settings
 from mixerbench.errors import Refusal
 from mixers.core.names import nearest
 from mixers.core.plan import SCHEDULES, plan_name
@@ -79,14 +78,14 @@ def _parts(kind: str, setting: str | None = None) -> Callable[[Sequence[str]], R
 
 def _sizes(plugins: Sequence[str]) -> Rows:
     return ("size", "backbone", "width", "depth", "heads"), [
-        (name, backbone, *(_numbers(value) for value in dataclasses.asdict(size).values()))
-        for backbone, sizes in SIZES.items()
-        for name, size in sizes.items()
+        (name, backbone, *map(_numbers, size_settings(row).values()))
+        for backbone, spec in part_catalog("backbone", plugins).items()
+        for name, row in spec.facts["sizes"].items()
     ]
 
 
-def _numbers(value: int | tuple[int, ...]) -> str:
-    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _numbers(value: int | list[int]) -> str:
+    return "/".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _presets(plugins: Sequence[str]) -> Rows:

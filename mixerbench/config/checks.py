@@ -13,11 +13,11 @@ from typing import Any, Final
 from mixerbench.config.quantities import between, choice
 from mixerbench.config.rules import Bound, settings_of
 from mixerbench.config.schema import Batch, Settings, flatten
-from mixerbench.config.sizes import halved_grid, token_grid
+from mixerbench.config.sizes import halved_grid, read_size, token_grid
 from mixerbench.config.sources import source_catalog
 from mixerbench.errors import Refusal
 from mixers.core.names import nearest
-from mixers.core.plan import check_names, check_prefix, read_plan, spread
+from mixers.core.plan import assign, check_names, check_prefix, choices_in, read_plan
 from mixers.core.spec import Spec
 
 _SIZE: Final = between(1, 2**16)  # channels, blocks, heads
@@ -144,31 +144,32 @@ def _check_launcher(settings: Settings) -> None:
 def _check_model(settings: Settings, catalogs: Mapping[str, Mapping[str, Spec]]) -> None:
     protocol, model = settings.protocol, settings.model
     mixers, backbone, size = catalogs["mixer"], model["backbone"], model["size"]
-    for slot in ("channel_mixer", "merging"):
-        name = backbone.get(slot)
-        if name is not None and name not in catalogs[slot]:
+    facts = catalogs["backbone"][backbone["name"]].facts
+    for slot in facts["slots"]:
+        name = backbone[slot]
+        if name not in catalogs[slot]:
             raise Refusal(f"unknown {slot} {name!r}. {nearest(name, catalogs[slot])}")
     plan = read_plan(model["mixer"])
     check_names(plan, list(mixers))
-    for each in plan:
-        mixers[each.name].check_options(each.options)
+    for own in choices_in(plan):
+        mixers[own.name].check_options(own.options)
     for kind in ("stem", "backbone"):
         given = {key: value for key, value in model[kind].items() if key != "name"}
         catalogs[kind][model[kind]["name"]].check_options(given)
-    if "depths" in size:
-        # a class token joins at the last stage
-        with_prefix = spread(plan, len(size["depths"]), "stages")[-1:]
-    else:
-        with_prefix = spread(plan, size["depth"])
+    depths = read_size(size).depths
+    with_prefix = assign(plan, depths)[-1]  # a class token joins at the last stage
     check_prefix(with_prefix, lambda name: mixers[name].facts, backbone.get("pool", ""))
     sizes = [protocol.image_size, protocol.evaluation.image_size or protocol.image_size]
     grids = [token_grid((side, side), model["stem"]["patch_size"]) for side in sizes]
-    if catalogs["backbone"][backbone["name"]].facts.get("even_grids"):
+    if facts["even_grids"]:
         for grid in grids:
-            for stage in range(2, len(size["depths"]) + 1):
+            for stage in range(2, len(depths) + 1):
                 grid = halved_grid(*grid, stage)
     if grids[0] != grids[1]:
-        parts = [("mixer", choice.name, mixers[choice.name], choice.options) for choice in plan]
+        parts = [
+            ("mixer", choice.name, mixers[choice.name], choice.options)
+            for choice in choices_in(plan)
+        ]
         if "channel_mixer" in backbone:
             name = backbone["channel_mixer"]
             parts.append(("channel_mixer", name, catalogs["channel_mixer"][name], {}))

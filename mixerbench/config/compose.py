@@ -22,6 +22,7 @@ from mixerbench.config.files import CONFIGS
 from mixerbench.config.overrides import (
     check_names,
     chosen_backbone,
+    expand_plan,
     expand_preset,
     find_plugins,
     in_hydras_words,
@@ -33,7 +34,6 @@ from mixerbench.config.parts import (
     model_label,
     option_node,
     part_catalog,
-    plain_size,
     preset_label,
     size_node,
 )
@@ -48,7 +48,7 @@ from mixerbench.config.schema import (
     Tracking,
     build,
 )
-from mixerbench.config.sizes import SIZES, finer_patch_size
+from mixerbench.config.sizes import finer_patch_size
 from mixerbench.errors import Refusal
 from mixers.core.plan import PLAN, SCHEDULES
 from mixers.core.spec import Spec
@@ -99,8 +99,9 @@ def _compose_one(overrides: list[str]) -> Settings:
     for text in match_targets(overrides):
         read_target(text)
     preset, expanded = expand_preset([o for o in overrides if not match_targets([o])])
+    expanded = expand_plan(expanded)
     catalogs = {kind: part_catalog(kind, plugins) for kind in KINDS}
-    backbone = chosen_backbone(expanded)
+    backbone = chosen_backbone(expanded, catalogs["backbone"])
     check_names(expanded, catalogs, backbone)
     with _hydra(catalogs, backbone):
         try:
@@ -144,7 +145,7 @@ def _matched(settings: Settings, match: Match | None) -> Settings:
             f"match={texts[-1]}: only train, profile and suite look for a size; name it here."
         )
     before = settings.model["size"]
-    numbers = plain_size(match(settings, read_target(texts[-1])))
+    numbers = match(settings, read_target(texts[-1])).written_as(before)
     found = {f"size.{key}": value for key, value in numbers.items() if value != before[key]}
     kept = [o for o in settings.overrides if key_of(o) not in {"match", *found}]
     return _compose_one([*kept, *(f"{key}={in_hydras_words(n)}" for key, n in found.items())])
@@ -164,8 +165,8 @@ def _hydra(catalogs: Mapping[str, Mapping[str, Spec]], backbone: str) -> Iterato
     plans = {name: list(schedule.plan) for name, schedule in SCHEDULES.items()} | {PLAN: []}
     for name, plan in plans.items():
         store.store(name, {"name": name, "plan": plan}, group="mixer")
-    for name, size in SIZES[backbone].items():
-        store.store(name, size_node(name, size), group="size")
+    for name, row in catalogs["backbone"][backbone].facts["sizes"].items():
+        store.store(name, size_node(name, row), group="size")
     OmegaConf.register_new_resolver("finer_patch_size", finer_patch_size, replace=True)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from mixerbench.config.files import config_names
 from mixerbench.config.presets import PARTS, with_changes
 from mixerbench.config.saved import check_saved
 from mixerbench.config.schema import flatten
-from mixerbench.config.sizes import SIZES
 from mixerbench.errors import Refusal
 from mixers.core.names import nearest
 from mixers.core.plan import PLAN, SCHEDULES
@@ -159,6 +158,19 @@ def expand_preset(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     return name, presets + rest
 
 
+def expand_plan(overrides: Sequence[str]) -> list[str]:
+    """``mixer={cycle:[a,b]}`` and ``mixer=[a,b]`` are plans without a name."""
+    expanded = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key != "mixer" or value[:1] not in ("{", "["):
+            expanded.append(override)
+        else:
+            plan = value if value.startswith("[") else f"[{value}]"
+            expanded += [f"mixer={PLAN}", f"mixer.plan={plan}"]
+    return expanded
+
+
 def match_targets(overrides: Sequence[str]) -> list[str]:
     """The values of ``match=``, without the backslash that a sweep puts before the colon."""
     parser = OverridesParser.create()
@@ -169,10 +181,10 @@ def match_targets(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def chosen_backbone(overrides: Sequence[str]) -> str:
+def chosen_backbone(overrides: Sequence[str], known: Collection[str]) -> str:
     """The backbone that the overrides choose: what sizes there are depends on it."""
     chosen = values_of(overrides, "backbone")
-    return chosen[-1] if chosen and chosen[-1] in SIZES else next(iter(SIZES))
+    return chosen[-1] if chosen and chosen[-1] in known else "vit"
 
 
 def check_names(
@@ -186,7 +198,7 @@ def check_names(
     known = {
         **{kind: list(catalogs[kind]) for kind in ("backbone", "stem", "mixer")},
         **{group: config_names(group) for group in ("protocol", *_INSIDE_PROTOCOL[:2])},
-        "size": list(SIZES[backbone]),
+        "size": list(catalogs["backbone"][backbone].facts["sizes"]),
     }
     known["mixer"] += [*SCHEDULES, PLAN]
     for override in overrides:

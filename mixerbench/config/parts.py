@@ -12,9 +12,9 @@ from typing import Any, Literal, Optional, Union
 
 from mixerbench.config.assignments import read_assignment
 from mixerbench.config.presets import PARTS
-from mixerbench.config.sizes import SIZES, finer_patch_size
-from mixers.core.catalog import mixer_catalog, read_files
-from mixers.core.plan import PLAN, SCHEDULES, plan_name, read_plan
+from mixerbench.config.sizes import SizeRow, finer_patch_size, size_settings
+from mixers.core.catalog import mixer_catalog, plugin_path, read_files
+from mixers.core.plan import PLAN, SCHEDULES, entry_name, plan_name, read_plan
 from mixers.core.spec import MISSING, Spec
 
 KINDS = ("backbone", "stem", "mixer", "channel_mixer", "merging")
@@ -25,24 +25,19 @@ def part_catalog(kind: str, plugins: Sequence[str] = ()) -> dict[str, Spec]:
     """What can be named of a kind: mixers, stems, backbones, channel mixers, mergings."""
     if kind == "mixer":
         return mixer_catalog(plugins)
-    return read_files(sorted((Path(__file__).parents[1] / "models").glob("*.py")), kind)
+    own = sorted((Path(__file__).parents[1] / "models").glob("*.py"))
+    return read_files([*own, *map(plugin_path, plugins)], kind)
 
 
-def plain_size(size: Any) -> dict[str, Any]:
-    """A size as YAML and JSON have it."""
-    numbers = dataclasses.asdict(size)
-    return {key: list(n) if isinstance(n, tuple) else n for key, n in numbers.items()}
-
-
-def size_node(name: str, size: Any) -> type:
+def size_node(name: str, row: SizeRow) -> type:
     """A dataclass of a size's numbers, so that Hydra knows their names and types."""
     fields: list[Any] = [("name", str, dataclasses.field(default=name))]
-    for key, value in plain_size(size).items():
+    for key, value in size_settings(row).items():
         if isinstance(value, list):
             fields.append((key, list[int], dataclasses.field(default_factory=partial(list, value))))
         else:
             fields.append((key, int, dataclasses.field(default=value)))
-    return dataclasses.make_dataclass(type(size).__name__, fields)
+    return dataclasses.make_dataclass("Size", fields)
 
 
 def option_node(entry: Spec, divisor: int) -> type:
@@ -78,8 +73,8 @@ def model_label(
 ) -> str:
     """A short name: the mixer, the size, and whatever differs from the plain model."""
     names = {part: model[part]["name"] for part in PARTS}
-    divisor = catalogs["backbone"][names["backbone"]].facts["stem_divisor"]
-    stem_patch_size = finer_patch_size(patch_size, divisor)
+    facts = catalogs["backbone"][names["backbone"]].facts
+    stem_patch_size = finer_patch_size(patch_size, facts["stem_divisor"])
     words = [plan_name(model["mixer"]) if names["mixer"] == PLAN else names["mixer"], names["size"]]
     words += [names[part] for part in ("stem", "backbone") if names[part] not in ("patch", "vit")]
     for part in ("mixer", "stem", "backbone"):
@@ -92,8 +87,8 @@ def model_label(
     if names["mixer"] in SCHEDULES:
         plan = read_plan(model["mixer"]["plan"])
         if plan != read_plan(names["mixer"]):
-            words.append("plan=" + "-".join(choice.name for choice in plan))
-    for name, value in plain_size(SIZES[names["backbone"]][names["size"]]).items():
+            words.append("plan=" + "-".join(map(entry_name, plan)))
+    for name, value in size_settings(facts["sizes"][names["size"]]).items():
         if model["size"][name] != value:
             words.append(f"{name}={model['size'][name]}".replace(" ", ""))
     return "_".join(words)

@@ -10,7 +10,7 @@ from typing import Any
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal
 from mixers.core.catalog import is_built_in, mixer_catalog, plugin_path, source_digest
-from mixers.core.plan import read_plan
+from mixers.core.plan import choices_in, read_plan
 from mixers.core.spec import Spec
 
 
@@ -70,7 +70,9 @@ def _names(path: Path) -> Iterator[str]:
 def _packages(plugins: Sequence[str], mixer: Any, catalog: Mapping[str, Spec]) -> dict[str, Path]:
     """Mixer -> file, for the mixers of the plan that come from an installed package."""
     own = set(map(plugin_path, plugins))
-    entries = [catalog[choice.name] for choice in read_plan(mixer) if choice.name in catalog]
+    entries = [
+        catalog[choice.name] for choice in choices_in(read_plan(mixer)) if choice.name in catalog
+    ]
     return {
         entry.name: entry.path
         for entry in entries

@@ -17,7 +17,7 @@ from mixerbench.config.overrides import in_hydras_words
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.rules import FILLED_IN, marked
 from mixerbench.config.schema import UNHASHED, Protocol, flatten
-from mixerbench.config.sizes import SIZES, finer_patch_size
+from mixerbench.config.sizes import finer_patch_size, size_settings
 from mixers.core.plan import PLAN, SCHEDULES
 from mixers.core.spec import MISSING, Spec
 
@@ -96,8 +96,9 @@ def _plain_part(model: Mapping[str, Any], part: str, patch_size: int) -> Mapping
     """The default options of the model's part; empty if the part is not registered here."""
     name, backbone = model[part]["name"], model["backbone"]["name"]
     if part == "size":
-        size = SIZES.get(backbone, {}).get(name)
-        return {} if size is None else _lists(dataclasses.asdict(size))
+        known = _catalog("backbone")
+        rows = known[backbone].facts["sizes"] if backbone in known else {}
+        return size_settings(rows[name]) if name in rows else {}
     if part == "mixer" and (name in SCHEDULES or name == PLAN):
         return {"plan": list(SCHEDULES[name].plan) if name in SCHEDULES else []}
     if name not in _catalog(part) or backbone not in _catalog("backbone"):

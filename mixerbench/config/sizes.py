@@ -1,62 +1,51 @@
-"""The sizes of the backbones, and how many tokens an image gives."""
+"""The size of a model, and how many tokens an image gives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any, Union
 
 from mixerbench.errors import Refusal
 
+SizeRow = tuple[Union[int, tuple[int, ...]], ...]
+"""Width, depth and heads as a backbone's file lists them: numbers, or numbers by stage."""
 
-@dataclass(frozen=True)
-class ViTSize:
-    """Width, number of blocks, heads of the mixers that have heads."""
-
-    dim: int
-    depth: int
-    num_heads: int
+_ISOTROPIC = ("dim", "depth", "num_heads")
+_STAGED = ("dims", "depths", "num_heads")
 
 
 @dataclass(frozen=True)
-class StagedSize:
-    """Widths, numbers of blocks and heads, stage by stage."""
+class Size:
+    """Widths, numbers of blocks and heads, stage by stage; an isotropic model is one stage."""
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
 
+    def written_as(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """The size in the form of ``numbers``: as settings of the same backbone say it."""
+        values = (self.dims, self.depths, self.num_heads)
+        if "dim" in numbers:
+            return {key: value[0] for key, value in zip(_ISOTROPIC, values, strict=True)}
+        return {key: list(value) for key, value in zip(_STAGED, values, strict=True)}
 
-Size = ViTSize | StagedSize
 
-_BOTTLENECKS = (64, 128, 256, 512)  # ResNet, arXiv:1512.03385, table 1
-_SASA_HEADS = (8, 8, 8, 8)  # SASA, arXiv:1906.05909, section 4.1
+def size_settings(row: SizeRow) -> dict[str, Any]:
+    """A row of a backbone's sizes as settings have it: ``dim``, ... or ``dims``, ..."""
+    if isinstance(row[0], int):
+        return dict(zip(_ISOTROPIC, row, strict=True))
+    return {key: list(numbers) for key, numbers in zip(_STAGED, row, strict=True)}  # type: ignore[arg-type]
 
-SIZES: Mapping[str, Mapping[str, Size]] = MappingProxyType(
-    {
-        "vit": {
-            "micro": ViTSize(64, 4, 4),  # seconds on a CPU; of no paper
-            "tiny": ViTSize(192, 12, 3),  # DeiT, arXiv:2012.12877, table 1
-            "small": ViTSize(384, 12, 6),  # DeiT
-            "base": ViTSize(768, 12, 12),  # ViT, arXiv:2010.11929, table 1, and DeiT
-            "large": ViTSize(1024, 24, 16),  # ViT
-            "huge": ViTSize(1280, 32, 16),  # ViT; its patches are 14 pixels a side
-        },
-        # LIT, arXiv:2105.14217: Ti, S, M and B
-        "pyramid": {
-            "micro": StagedSize((16, 32, 64, 128), (1, 1, 2, 1), (1, 2, 4, 8)),  # of no paper
-            "tiny": StagedSize((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
-            "small": StagedSize((96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)),
-            "medium": StagedSize((96, 192, 384, 768), (2, 2, 18, 2), (3, 6, 12, 24)),
-            "base": StagedSize((128, 256, 512, 1024), (2, 2, 18, 2), (4, 8, 16, 32)),
-        },
-        "resnet": {
-            "micro": StagedSize((16, 32, 64, 128), (1, 1, 1, 1), _SASA_HEADS),  # of no paper
-            "r26": StagedSize(_BOTTLENECKS, (1, 2, 4, 1), _SASA_HEADS),
-            "r38": StagedSize(_BOTTLENECKS, (2, 3, 5, 2), _SASA_HEADS),
-            "r50": StagedSize(_BOTTLENECKS, (3, 4, 6, 3), _SASA_HEADS),
-        },
-    }
-)
-"""Backbone -> name -> size."""
+
+def read_size(numbers: Mapping[str, Any]) -> Size:
+    """The size that settings give, in either form; a name beside the numbers does not matter."""
+    if "dim" in numbers:
+        return Size(*((numbers[key],) for key in _ISOTROPIC))
+    return Size(*(tuple(numbers[key]) for key in _STAGED))
+
+
+def sizes_of(rows: Mapping[str, SizeRow]) -> dict[str, Size]:
+    """The named sizes of a backbone, from the rows of its class."""
+    return {name: read_size(size_settings(row)) for name, row in rows.items()}
 
 
 def token_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mixerbench.config.cost_target import Target
 from mixerbench.config.schema import Settings, fingerprint
-from mixerbench.config.sizes import Size, StagedSize, ViTSize
+from mixerbench.config.sizes import Size, read_size
 from mixerbench.config.sources import check_data, known_classes
 from mixerbench.errors import Refusal
 from mixers.core.plan import plan_name
@@ -57,7 +57,7 @@ class Matcher:
 
         torch.set_num_threads(settings.run.threads)
         load_plugins(settings)  # not on the meta device, where models are built below
-        start = _start(settings)
+        start = read_size(settings.model["size"])
         try:
             found = match_size(start, target.value, _Counter(settings, target.kind))
         except NoMatchError as error:
@@ -106,7 +106,8 @@ class _Counter:
         from mixerbench.models.build import build_model
         from mixers.core.errors import BrokenCodeError
 
-        numbers = {"name": self._settings.model["size"]["name"], **dataclasses.asdict(size)}
+        given = self._settings.model["size"]
+        numbers = {"name": given["name"], **size.written_as(given)}
         model = {**self._settings.model, "size": numbers}
         settings = dataclasses.replace(self._settings, model=model)
         if self._on_meta:
@@ -118,19 +119,11 @@ class _Counter:
         return build_model(settings, self._classes)
 
 
-def _start(settings: Settings) -> Size:
-    numbers = {key: n for key, n in settings.model["size"].items() if key != "name"}
-    if "dims" in numbers:
-        return StagedSize(**{key: tuple(values) for key, values in numbers.items()})
-    return ViTSize(**numbers)
-
-
 def _described(settings: Settings, target: Target, size: Size, cost: int) -> str:
     """``patch_ff dim=396 (small has 384) depth=12 ...: 22,031,114 parameters, +0.14 % of ...``"""
     given = settings.model["size"]
     words = [plan_name(settings.model["mixer"])]
-    for key, value in dataclasses.asdict(size).items():
-        number = list(value) if isinstance(value, tuple) else value
+    for key, number in size.written_as(given).items():
         before = "" if number == given[key] else f" (from {_shown(given[key])})"
         words.append(f"{key} {_shown(number)}{before},")
     share = 100 * (cost - target.value) / target.value

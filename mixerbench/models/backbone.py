@@ -4,7 +4,7 @@ Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mixerbench.config.sizes import SizeRow
 from mixers import TokenMixer
 from mixers.core.errors import Refusal
 
@@ -33,6 +34,10 @@ class Backbone(nn.Module, ABC):
     paper: ClassVar[str]
     stem_divisor: ClassVar[int]
     """The stem's patches are this many times smaller than those of an isotropic model."""
+    sizes: ClassVar[Mapping[str, SizeRow]]
+    """Name -> width, depth and heads: numbers, or numbers by stage where there are stages."""
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Options that name a part of another kind: ``channel_mixer``, ``merging``."""
     even_grids: ClassVar[bool] = False
     """Must the grid be even wherever it is halved between stages?"""
 

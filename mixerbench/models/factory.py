@@ -1,17 +1,16 @@
 """``create_model``: the one entry for every combination of mixer, size, stem and backbone."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixerbench.config.presets import with_changes
 from mixerbench.config.schema import Regularization
 from mixerbench.config.sizes import (
-    SIZES,
     Size,
-    StagedSize,
-    ViTSize,
     finer_patch_size,
+    read_size,
+    size_settings,
+    sizes_of,
     token_grid,
 )
 from mixerbench.models.backbone import Backbone
@@ -51,7 +50,7 @@ def create_model(
         mixer: a name, a schedule's name, ``{"name": ..., option: ...}``, or a list of these
             that is spread over the blocks, in staged backbones over the stages; "attention"
             if neither this nor a preset says otherwise.
-        size: a name of ``SIZES`` of the backbone, or its numbers; "base".
+        size: a name of the backbone's ``sizes``, or its numbers; "base".
         preset: a model of a paper, ``mixerbench list presets``; what is given beside it
             replaces its parts.
         image_size: pixels a side, or (height, width).
@@ -78,10 +77,9 @@ def create_model(
     numbers = _size(parts["size"], backbone_name)
     height_width = (image_size, image_size) if isinstance(image_size, int) else image_size
     grid = TokenGrid(*token_grid(height_width, stem_options["patch_size"]))
-    width = numbers.dims[0] if isinstance(numbers, StagedSize) else numbers.dim
     model = BACKBONES.create(
         backbone_name,
-        STEMS.create(stem_name, in_chans, width, **stem_options),
+        STEMS.create(stem_name, in_chans, numbers.dims[0], **stem_options),
         grid,
         numbers,
         plan,
@@ -104,34 +102,27 @@ def _name_and_options(kind: str, part: str | Mapping[str, Any]) -> tuple[str, di
 
 
 def _size(size: str | Size | Mapping[str, Any], backbone: str) -> Size:
-    kind = type(next(iter(SIZES[backbone].values())))
+    rows = BACKBONES.get(backbone).sizes
     if isinstance(size, str):
-        if size not in SIZES[backbone]:
-            hint = nearest(size, SIZES[backbone])
-            raise Refusal(f"unknown size {size!r} of backbone {backbone}. {hint}")
-        return SIZES[backbone][size]
-    given = dataclasses.asdict(size) if isinstance(size, (ViTSize, StagedSize)) else size
-    numbers = {key: value for key, value in given.items() if key != "name"}
-    wanted = [field.name for field in dataclasses.fields(kind)]
-    if sorted(numbers) != sorted(wanted):
+        if size not in rows:
+            raise Refusal(f"unknown size {size!r} of backbone {backbone}. {nearest(size, rows)}")
+        return sizes_of(rows)[size]
+    form = size_settings(next(iter(rows.values())))
+    if isinstance(size, Size):
+        size = size.written_as(form if len(size.dims) == 1 else {})
+    numbers = {key: value for key, value in size.items() if key != "name"}
+    if sorted(numbers) != sorted(form):
         raise Refusal(
-            f"a size of backbone {backbone} has {', '.join(wanted)}, not {', '.join(numbers)}."
+            f"a size of backbone {backbone} has {', '.join(form)}, not {', '.join(numbers)}."
         )
-    if kind is ViTSize:
-        built: Size = ViTSize(**numbers)
-    else:
-        built = _staged(backbone, numbers)
-    for key, value in dataclasses.asdict(built).items():
-        if min(value if isinstance(value, tuple) else (value,)) < 1:
+    if "dims" in form:
+        counts = {len(n) if isinstance(n, Sequence) else 0 for n in numbers.values()}
+        if len(counts) != 1 or counts == {0}:
+            raise Refusal(
+                f"a size of backbone {backbone} has as many dims as depths and num_heads, not "
+                f"{numbers}."
+            )
+    for key, value in numbers.items():
+        if min(value if isinstance(value, Sequence) else (value,)) < 1:
             raise Refusal(f"size.{key}={value}: give 1 or more.")
-    return built
-
-
-def _staged(backbone: str, numbers: Mapping[str, Any]) -> StagedSize:
-    counts = {len(n) if isinstance(n, Sequence) else 0 for n in numbers.values()}
-    if len(counts) != 1 or counts == {0}:
-        raise Refusal(
-            f"a size of backbone {backbone} has as many dims as depths and num_heads, not "
-            f"{dict(numbers)}."
-        )
-    return StagedSize(**{key: tuple(value) for key, value in numbers.items()})
+    return read_size(numbers)

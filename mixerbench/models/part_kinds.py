@@ -9,7 +9,7 @@ from mixers.core.registry import Registry
 _PACKAGE = "mixerbench.models"
 
 STEMS: Registry[nn.Module] = Registry("stem", _PACKAGE, ("paper",))
-BACKBONES: Registry[Backbone] = Registry("backbone", _PACKAGE, ("paper", "stem_divisor"))
+BACKBONES: Registry[Backbone] = Registry("backbone", _PACKAGE, ("paper", "stem_divisor", "sizes"))
 CHANNEL_MIXERS: Registry[ChannelMixer] = Registry("channel_mixer", _PACKAGE, ("paper", "any_grid"))
 MERGINGS: Registry[nn.Module] = Registry("merging", _PACKAGE, ("paper",))
 register_stem = STEMS.register

@@ -3,20 +3,20 @@
 Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
-from mixerbench.config.sizes import StagedSize, halved_grid, token_grid
+from mixerbench.config.sizes import Size, halved_grid, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates, places_of
 from mixerbench.models.part_kinds import MERGINGS, register_backbone
 from mixerbench.models.positions import PositionEmbedding
 from mixers import MIXERS, TokenGrid
 from mixers.core.errors import Refusal
-from mixers.core.plan import MixerChoice, check_prefix, spread
+from mixers.core.plan import Plan, assign, check_prefix
 
 
 @register_backbone("pyramid")
@@ -40,14 +40,22 @@ class Pyramid(Backbone):
 
     paper = "Pyramid Vision Transformer, arXiv:2102.12122"
     stem_divisor = 4
+    sizes: ClassVar = {  # widths, depths and heads by stage; LIT, arXiv:2105.14217: Ti, S, M and B
+        "micro": ((16, 32, 64, 128), (1, 1, 2, 1), (1, 2, 4, 8)),  # of no paper
+        "tiny": ((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
+        "small": ((96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)),
+        "medium": ((96, 192, 384, 768), (2, 2, 18, 2), (3, 6, 12, 24)),
+        "base": ((128, 256, 512, 1024), (2, 2, 18, 2), (4, 8, 16, 32)),
+    }
+    slots = ("channel_mixer", "merging")
     even_grids = True
 
     def __init__(
         self,
         stem: nn.Module,
         grid: TokenGrid,
-        size: StagedSize,
-        plan: Sequence[MixerChoice],
+        size: Size,
+        plan: Plan,
         num_classes: int,
         regularization: Regularization,
         *,
@@ -64,13 +72,13 @@ class Pyramid(Backbone):
             raise Refusal(
                 f"backbone pyramid: {stages} stages need as many mlp_ratios, not {len(mlp_ratios)}."
             )
-        choices = spread(plan, stages, "stages")
-        check_prefix(choices[-1:], MIXERS.facts, pool)
+        choices = assign(plan, size.depths)
+        check_prefix(choices[-1], MIXERS.facts, pool)
         rates = iter(drop_path_rates(regularization, sum(size.depths)))
         self.patch_size = int(stem.patch_size)  # type: ignore[arg-type]
         self.stem = stem
         self.stages = nn.ModuleList()
-        for i, choice in enumerate(choices):
+        for i in range(stages):
             if i > 0:
                 grid = _halved(grid, i + 1)
             if i == stages - 1:
@@ -80,7 +88,7 @@ class Pyramid(Backbone):
                     MERGINGS.create(merging, size.dims[i - 1], size.dims[i]) if i > 0 else None,
                     PositionEmbedding(size.dims[i], grid) if pos_embed else None,
                     build_blocks(
-                        [choice] * size.depths[i],
+                        choices[i],
                         size.dims[i],
                         grid,
                         size.num_heads[i],

@@ -3,20 +3,20 @@
 Axis letters: B batch, N tokens, C channels, H x W the grid.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, ClassVar, cast
 
 from timm.layers import LayerScale2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.config.schema import Regularization
-from mixerbench.config.sizes import StagedSize, token_grid
+from mixerbench.config.sizes import Size, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import drop_path_layer, drop_path_rates, places_of
 from mixerbench.models.part_kinds import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
-from mixers.core.plan import MixerChoice, spread
+from mixers.core.plan import Plan, assign
 
 EXPANSION = 4  # a stage puts out this many times its bottleneck's width
 
@@ -40,27 +40,33 @@ class ResNet(Backbone):
 
     paper = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
     stem_divisor = 4
+    sizes: ClassVar = {  # widths of bottlenecks, depths (ResNet, table 1) and heads (SASA) by group
+        "micro": ((16, 32, 64, 128), (1, 1, 1, 1), (8, 8, 8, 8)),  # of no paper
+        "r26": ((64, 128, 256, 512), (1, 2, 4, 1), (8, 8, 8, 8)),
+        "r38": ((64, 128, 256, 512), (2, 3, 5, 2), (8, 8, 8, 8)),
+        "r50": ((64, 128, 256, 512), (3, 4, 6, 3), (8, 8, 8, 8)),
+    }
 
     def __init__(
         self,
         stem: nn.Module,
         grid: TokenGrid,
-        size: StagedSize,
-        plan: Sequence[MixerChoice],
+        size: Size,
+        plan: Plan,
         num_classes: int,
         regularization: Regularization,
     ) -> None:
         super().__init__(EXPANSION * size.dims[-1], num_classes)
-        choices = spread(plan, len(size.dims), "stages")
+        choices = assign(plan, size.depths)
         rates = iter(drop_path_rates(regularization, sum(size.depths)))
         self.patch_size = int(stem.patch_size)  # type: ignore[arg-type]
         self.stem = stem
         self.stages = nn.ModuleList()
         channels = size.dims[0]
-        for i, choice in enumerate(choices):
+        for i, places in enumerate(places_of(size.depths)):
             dim, heads = size.dims[i], size.num_heads[i]
             blocks = nn.ModuleList()
-            for place in places_of(size.depths)[i]:
+            for choice, place in zip(choices[i], places, strict=True):
                 stride = 2 if i > 0 and place.block_in_stage == 0 else 1
                 mixer = MIXERS.build(choice, dim, grid, heads, place, stride)
                 blocks.append(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixerbench.config.cost_target import TOLERANCE
-from mixerbench.config.sizes import Size, StagedSize, ViTSize
+from mixerbench.config.sizes import Size
 
 _ROUNDINGS = tuple((multiple, even) for even in (True, False) for multiple in (8, 4, 2))
 """What widths are multiples of, and must the channels of a head be even? GPUs like 8 and even."""
@@ -68,39 +68,38 @@ def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matche
         NoMatchError: nothing is near enough.
         ValueError: ``start`` itself is no model's size.
     """
-    first = _staged(start)
-    costs: dict[StagedSize, int | None] = {first: count(start)}
+    costs: dict[Size, int | None] = {start: count(start)}
 
-    def cost(size: StagedSize) -> int | None:
+    def cost(size: Size) -> int | None:
         if size not in costs:
             try:
-                costs[size] = count(_of_kind(start, size))
+                costs[size] = count(size)
             except ValueError:  # a part of the model does not take this width
                 costs[size] = None
         return costs[size]
 
-    for size in _candidates(first, target, cost, costs):
+    for size in _candidates(start, target, cost, costs):
         found = cost(size)
         if found is not None and abs(found - target) <= TOLERANCE * target:
-            return Matched(_of_kind(start, size), found)
+            return Matched(size, found)
     counted = [(size, found) for size, found in costs.items() if found is not None]
     size, found = min(counted, key=lambda one: abs(one[1] - target))
-    raise NoMatchError(Matched(_of_kind(start, size), found))
+    raise NoMatchError(Matched(size, found))
 
 
-_Cost = Callable[[StagedSize], int | None]
+_Cost = Callable[[Size], int | None]
 
 
 def _candidates(
-    start: StagedSize, target: int, cost: _Cost, costs: Mapping[StagedSize, int | None]
-) -> Iterator[StagedSize]:
+    start: Size, target: int, cost: _Cost, costs: Mapping[Size, int | None]
+) -> Iterator[Size]:
     """Sizes in the order in which they are wanted.
 
     Args:
         costs: those that have been counted so far.
     """
     yield start
-    places: list[tuple[StagedSize, float]] = []
+    places: list[tuple[Size, float]] = []
     few = max(start.depths) // _FEW
     for change, depths in _depths(start, deeper_first=(cost(start) or 0) < target):
         if change == few + 1:  # rather an odd width than many blocks
@@ -121,7 +120,7 @@ def _candidates(
             yield from _freely(base, crossing)
 
 
-def _depths(start: StagedSize, deeper_first: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _depths(start: Size, deeper_first: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
     """(0, those of ``start``), then a block more or fewer in the deepest stage, and so on."""
     deepest = start.depths.index(max(start.depths))
     yield 0, start.depths
@@ -133,7 +132,7 @@ def _depths(start: StagedSize, deeper_first: bool) -> Iterator[tuple[int, tuple[
                 yield change, tuple(depths)
 
 
-def _crossing(base: StagedSize, target: int, cost: _Cost) -> float | None:
+def _crossing(base: Size, target: int, cost: _Cost) -> float | None:
     """The scale of the widths at which the cost is about ``target``; None if it never is.
 
     Costs are nearly a power of the scale: interpolating their logarithms takes few counts.
@@ -169,7 +168,7 @@ def _crossing(base: StagedSize, target: int, cost: _Cost) -> float | None:
     return math.exp(aim) if abs(aim) <= limit else None
 
 
-def _probe(base: StagedSize, scale: float, cost: _Cost) -> tuple[StagedSize, int] | None:
+def _probe(base: Size, scale: float, cost: _Cost) -> tuple[Size, int] | None:
     """The size at ``scale``, or the next one that the model takes, and its cost."""
     for nudge in range(_STEPS):
         for rounding in _PROBES:
@@ -180,7 +179,7 @@ def _probe(base: StagedSize, scale: float, cost: _Cost) -> tuple[StagedSize, int
     return None
 
 
-def _around(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> list[StagedSize]:
+def _around(base: Size, scale: float, rounding: tuple[int, bool]) -> list[Size]:
     """The sizes near ``scale``, the nearest in shape first: each stage is rounded elsewhere."""
     steps = range(-_STEPS, _STEPS + 1)
     near = {_scaled(base, scale * math.exp(_WINDOW * i / _STEPS), rounding) for i in steps}
@@ -194,7 +193,7 @@ def _around(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> list[
     return sorted(fitting, key=lambda size: _departure(size, base))
 
 
-def _freely(base: StagedSize, scale: float) -> list[StagedSize]:
+def _freely(base: Size, scale: float) -> list[Size]:
     """Sizes near ``scale`` of any width and many numbers of heads, nearest to it first.
 
     For narrow models, in which a few channels more or fewer are some percent of the cost.
@@ -215,24 +214,24 @@ def _freely(base: StagedSize, scale: float) -> list[StagedSize]:
     sizes = []
     for stage_by_stage in itertools.product(*options):
         dims, num_heads = zip(*stage_by_stage, strict=True)
-        sizes.append(StagedSize(dims, base.depths, num_heads))
+        sizes.append(Size(dims, base.depths, num_heads))
     log_scale = math.log(scale)
 
-    def distance(size: StagedSize) -> tuple[float, tuple[float, tuple[int, ...]]]:
+    def distance(size: Size) -> tuple[float, tuple[float, tuple[int, ...]]]:
         ratios = _ratios(size.dims, base.dims)
         return round(abs(sum(ratios) / stages - log_scale), 9), _departure(size, base)
 
     return sorted(sizes, key=distance)[:_FREE_TRIES]
 
 
-def _scaled(base: StagedSize, scale: float, rounding: tuple[int, bool]) -> StagedSize:
+def _scaled(base: Size, scale: float, rounding: tuple[int, bool]) -> Size:
     """``base`` with all widths times ``scale``, rounded, and heads to go with them."""
     pairs = [
         _width_and_heads(scale * dim, max(dim // heads, 1), *rounding)
         for dim, heads in zip(base.dims, base.num_heads, strict=True)
     ]
     dims, num_heads = zip(*pairs, strict=True)
-    return StagedSize(dims, base.depths, num_heads)
+    return Size(dims, base.depths, num_heads)
 
 
 def _width_and_heads(width: float, head_dim: int, multiple: int, even: bool) -> tuple[int, int]:
@@ -269,7 +268,7 @@ def _heads(dim: int, head_dim: int, even: bool) -> int:
     return found
 
 
-def _departure(size: StagedSize, start: StagedSize) -> tuple[float, tuple[int, ...]]:
+def _departure(size: Size, start: Size) -> tuple[float, tuple[int, ...]]:
     """How far the channels of a head and the widths' proportions are from those of ``start``."""
     ratios, heads = _ratios(size.dims, start.dims), _ratios(size.num_heads, start.num_heads)
     per_head = max(abs(ratio - more) for ratio, more in zip(ratios, heads, strict=True))
@@ -279,16 +278,3 @@ def _departure(size: StagedSize, start: StagedSize) -> tuple[float, tuple[int, .
 def _ratios(numbers: Sequence[int], others: Sequence[int]) -> list[float]:
     """Natural logarithms, stage by stage."""
     return [math.log(number / other) for number, other in zip(numbers, others, strict=True)]
-
-
-def _staged(size: Size) -> StagedSize:
-    """An isotropic model is one stage."""
-    if isinstance(size, StagedSize):
-        return size
-    return StagedSize((size.dim,), (size.depth,), (size.num_heads,))
-
-
-def _of_kind(kind: Size, size: StagedSize) -> Size:
-    if isinstance(kind, StagedSize):
-        return size
-    return ViTSize(size.dims[0], size.depths[0], size.num_heads[0])

@@ -10,8 +10,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from mixerbench.config.sizes import SIZES
 from mixerbench.models.factory import create_model
+from mixerbench.models.vit import ViT
 from mixers import MIXERS
 from mixers.core.errors import Refusal
 from mixers.core.plan import SCHEDULES
@@ -32,7 +32,7 @@ _OUR_NAMES = {
 
 def register_timm_models(mixer: str) -> None:
     """Register ``mixerbench_<mixer>_<size>`` for every size of the isotropic backbone."""
-    for size in SIZES["vit"]:
+    for size in ViT.sizes:
         name = f"{_PREFIX}_{mixer}_{size}"
         if is_model(name):  # a notebook's class, defined again: found by its name all the same
             continue

@@ -1,19 +1,18 @@
 """The isotropic backbone: one resolution and one width from the first block to the last."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
-from mixerbench.config.sizes import ViTSize, token_grid
+from mixerbench.config.sizes import Size, token_grid
 from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates, places_of
 from mixerbench.models.names import accept_timm_names
 from mixerbench.models.part_kinds import register_backbone
 from mixerbench.models.positions import PositionEmbedding
 from mixers import MIXERS, TokenGrid
-from mixers.core.plan import MixerChoice, check_prefix, spread
+from mixers.core.plan import Plan, assign, check_prefix
 
 
 @register_backbone("vit")
@@ -42,13 +41,22 @@ class ViT(Backbone):
 
     paper = "An Image is Worth 16x16 Words, arXiv:2010.11929"
     stem_divisor = 1
+    sizes: ClassVar = {  # width, depth, heads
+        "micro": (64, 4, 4),  # seconds on a CPU; of no paper
+        "tiny": (192, 12, 3),  # DeiT, arXiv:2012.12877, table 1
+        "small": (384, 12, 6),  # DeiT
+        "base": (768, 12, 12),  # ViT, arXiv:2010.11929, table 1, and DeiT
+        "large": (1024, 24, 16),  # ViT
+        "huge": (1280, 32, 16),  # ViT; its patches are 14 pixels a side
+    }
+    slots = ("channel_mixer",)
 
     def __init__(
         self,
         stem: nn.Module,
         grid: TokenGrid,
-        size: ViTSize,
-        plan: Sequence[MixerChoice],
+        size: Size,
+        plan: Plan,
         num_classes: int,
         regularization: Regularization,
         *,
@@ -61,23 +69,24 @@ class ViT(Backbone):
         pos_table: tuple[int, int] | None = None,
         pos_resize: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
-        super().__init__(size.dim, num_classes, pool=pool, distillation_token=distillation_token)
-        check_prefix(plan, MIXERS.facts, pool)
+        (dim,), (depth,), (num_heads,) = size.dims, size.depths, size.num_heads
+        super().__init__(dim, num_classes, pool=pool, distillation_token=distillation_token)
+        check_prefix(assign(plan, size.depths)[0], MIXERS.facts, pool)
         self.grid = grid._replace(prefix=self.num_prefix_tokens)
         self.patch_size = int(stem.patch_size)  # type: ignore[arg-type]
         self.stem = stem
-        self.pos_embed = PositionEmbedding(size.dim, self.grid, table=pos_table, resize=pos_resize)
+        self.pos_embed = PositionEmbedding(dim, self.grid, table=pos_table, resize=pos_resize)
         self.pos_drop = nn.Dropout(regularization.dropout)
         self.blocks = build_blocks(
-            spread(plan, size.depth),
-            size.dim,
+            assign(plan, size.depths)[0],
+            dim,
             self.grid,
-            size.num_heads,
-            drop_path_rates(regularization, size.depth),
-            places_of([size.depth])[0],
+            num_heads,
+            drop_path_rates(regularization, depth),
+            places_of(size.depths)[0],
             BlockOptions(channel_mixer, mlp_ratio, norm_eps, channels_first, regularization),
         )
-        self.norm = nn.LayerNorm(size.dim, eps=norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.register_load_state_dict_pre_hook(accept_timm_names)
         self.finish()
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from micro_backbones import SIZES
 
 import mixerbench
 from mixerbench.config.files import config_names
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
-from mixerbench.config.sizes import SIZES
 from mixers.core.plan import SCHEDULES
 
 COMMANDS = ("train", "suite", "eval", "profile", "list", "measure", "leaderboard", "sync")

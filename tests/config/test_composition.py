@@ -16,11 +16,12 @@ from mixerbench.config.compose import compose, compose_sweep
 from mixerbench.config.files import CONFIGS, config_names
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.schema import Recipe, Run, Settings, Tracking, build, flatten
-from mixerbench.config.sizes import SIZES
+from mixerbench.config.sizes import read_size, size_settings
 from mixers.core.plan import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 MIXERS = [*part_catalog("mixer"), *SCHEDULES]
+SIZES = part_catalog("backbone")["vit"].facts["sizes"]
 
 
 @functools.cache
@@ -57,11 +58,11 @@ def test_every_protocol_composes_with_every_mixer(protocol: str) -> None:
         assert settings.model["stem"]["patch_size"] == settings.protocol.patch_size
 
 
-@pytest.mark.parametrize("size", SIZES["vit"])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_size_is_that_of_the_table(size: str) -> None:
     assert compose([f"size={size}"]).model["size"] == {
         "name": size,
-        **dataclasses.asdict(SIZES["vit"][size]),
+        **size_settings(SIZES[size]),
     }
 
 
@@ -178,7 +179,7 @@ def test_a_documented_command_composes(
     monkeypatch.chdir(tmp_path)
     _, *arguments = shlex.split(line)
     settings = [argument for argument in arguments if not argument.startswith("-")]
-    named = lambda settings, target: SIZES["vit"][settings.model["size"]["name"]]  # noqa: E731
+    named = lambda settings, target: read_size(size_settings(SIZES[settings.model["size"]["name"]]))  # noqa: E731
     compose_it = compose_sweep if "-m" in arguments else compose
     assert compose_it(settings, named)
 

@@ -9,7 +9,7 @@ import pytest
 from mixerbench.config.compose import compose, compose_sweep
 from mixerbench.config.cost_target import Target, read_target
 from mixerbench.config.schema import Settings, fingerprint
-from mixerbench.config.sizes import Size, StagedSize, ViTSize
+from mixerbench.config.sizes import Size
 from mixerbench.errors import Refusal
 
 
@@ -25,7 +25,7 @@ class Asked:
         return self.size
 
 
-WIDER = ViTSize(80, 4, 5)
+WIDER = Size((80,), (4,), (5,))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_saying_it_again_asks_nobody() -> None:
 
 
 def test_the_named_size_stays_where_it_fits() -> None:
-    found = compose(["match=params:500k", "run.seed=1"], Asked(ViTSize(64, 4, 4)))
+    found = compose(["match=params:500k", "run.seed=1"], Asked(Size((64,), (4,), (4,))))
     assert found == compose(["run.seed=1"])
 
 
@@ -93,7 +93,7 @@ def test_what_is_given_of_the_size_is_where_the_search_starts() -> None:
 
 
 def test_a_presets_label_shows_what_was_found() -> None:
-    asked = Asked(StagedSize((48, 96, 200, 384), (2, 2, 7, 2), (2, 3, 6, 12)))
+    asked = Asked(Size((48, 96, 200, 384), (2, 2, 7, 2), (2, 3, 6, 12)))
     found = compose(["preset=lit_s", "protocol=imagenet_lit", "match=flops:1G"], asked)
     assert found.label == "lit_s_dims=48-96-200-384_depths=2-2-7-2_num_heads=2-3-6-12"
     assert found.model["size"]["dims"] == [48, 96, 200, 384]

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixerbench.config.sizes import SIZES, StagedSize
+from mixerbench.config.sizes import sizes_of
 from mixerbench.models import create_model
 from mixerbench.models.part_kinds import BACKBONES, STEMS
 from mixers import MIXERS, list_mixers
-from mixers.core.plan import SCHEDULES, read_plan, spread
+from mixers.core.plan import SCHEDULES, assign, choices_in, read_plan
 
 IMAGE = (32, 64)  # pixels: 2 x 4 patches of 16, or 8 x 16 of 4, which halve three times
 TURNED = (64, 32)
 CLASSES = 7
 PLANS = [*list_mixers(), *SCHEDULES]
 NAMES = BACKBONES.names()
+SIZES = {name: sizes_of(BACKBONES.get(name).sizes) for name in NAMES}
 
 every_plan = pytest.mark.parametrize("plan", PLANS)
 every_backbone = pytest.mark.parametrize("backbone", NAMES)
@@ -28,7 +29,7 @@ every_stem = pytest.mark.parametrize("stem", STEMS.names())
 
 
 def is_staged(backbone: str) -> bool:
-    return isinstance(SIZES[backbone]["micro"], StagedSize)
+    return len(SIZES[backbone]["micro"].dims) > 1
 
 
 def takes_option(backbone: str, option: str) -> bool:
@@ -49,16 +50,14 @@ def fits(plan: str, backbone: str, pool: str) -> bool:
 
     It lies in every block of an isotropic backbone, in the last stage only of a staged one.
     """
-    choices = read_plan(plan)
-    if is_staged(backbone):
-        choices = spread(choices, 4, "stages")[-1:]
+    choices = assign(read_plan(plan), SIZES[backbone]["micro"].depths)[-1]
     facts = [MIXERS.facts(choice.name) for choice in choices]
     mixing = [fact["mixes_prefix"] for fact in facts if fact["adds_sub_layer"]]
     return pool == "avg" or (bool(mixing) and all(mixing))
 
 
 def runs_on_any_grid(plan: str) -> bool:
-    return all(MIXERS.facts(choice.name)["any_grid"] for choice in read_plan(plan))
+    return all(MIXERS.facts(choice.name)["any_grid"] for choice in choices_in(read_plan(plan)))
 
 
 COMBINATIONS = [

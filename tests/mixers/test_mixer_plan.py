@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mixers import MIXERS, list_mixers
 from mixers.core.catalog import mixer_catalog
-from mixers.core.plan import SCHEDULES, MixerChoice, check_names, check_prefix, read_plan, spread
+from mixers.core.plan import SCHEDULES, MixerChoice, assign, check_names, check_prefix, read_plan
 
 LIT = ["none", "none", "attention", "attention"]
 
@@ -40,7 +40,7 @@ def test_lit_is_nothing_first_and_attention_last(spec):
 def test_lit_is_its_formula_for_any_depth(depth):
     assert "y_ℓ = 0 for ℓ < L/2" in SCHEDULES["lit"].formula  # ℓ counts from 0
     expected = ["none" if block < depth / 2 else "attention" for block in range(depth)]
-    assert _names(spread(read_plan("lit"), depth)) == expected
+    assert _names(assign(read_plan("lit"), [depth])[0]) == expected
 
 
 def test_a_schedule_inside_a_list_is_resolved():
@@ -82,7 +82,7 @@ def test_a_plan_without_mixers_or_names_is_refused(spec, message):
 def test_spread_keeps_order_and_proportions(data):
     depth = data.draw(st.integers(1, 48))
     plan = [MixerChoice(str(i)) for i in range(data.draw(st.integers(1, depth)))]
-    blocks = [int(choice.name) for choice in spread(plan, depth)]
+    blocks = [int(choice.name) for choice in assign(plan, [depth])[0]]
     assert len(blocks) == depth
     assert blocks == sorted(blocks)
     counts = Counter(blocks)
@@ -95,17 +95,17 @@ def test_spread_keeps_order_and_proportions(data):
 def test_spread_over_a_multiple_gives_each_choice_as_many_blocks(choices, times):
     plan = [MixerChoice(str(i)) for i in range(choices)]
     expected = [choice for choice in plan for _ in range(times)]
-    assert list(spread(plan, choices * times)) == expected
+    assert assign(plan, [choices * times])[0] == expected
 
 
 def test_spread_keeps_the_options():
     choice = MixerChoice("local_attention", {"window": 3})
-    assert spread([choice], 2) == (choice, choice)
+    assert assign([choice], [2]) == [[choice, choice]]
 
 
 def test_a_plan_longer_than_the_model_is_refused():
     with pytest.raises(ValueError, match="4 choices does not fit 3 blocks"):
-        spread(read_plan("lit"), 3)
+        assign(read_plan("lit"), [3])
 
 
 def test_known_names_are_accepted():

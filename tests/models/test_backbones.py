@@ -12,6 +12,7 @@ from micro_backbones import (
     COMBINATIONS,
     NAMES,
     PLANS,
+    SIZES,
     STAGED,
     TABLES,
     TURNED,
@@ -35,7 +36,7 @@ from micro_backbones import (
 )
 from torch import nn
 
-from mixerbench.config.sizes import SIZES, StagedSize, ViTSize
+from mixerbench.config.sizes import Size
 from mixerbench.models import create_model
 from mixerbench.models.part_kinds import BACKBONES, CHANNEL_MIXERS, MERGINGS
 from mixers import MIXERS, TokenGrid
@@ -158,7 +159,7 @@ def test_two_choices_are_two_stages_each(backbone):
 
 @staged
 def test_a_choice_is_for_all_blocks_of_its_stage_however_many(backbone):
-    size = StagedSize((8, 8, 8, 8), (1, 3, 1, 2), (2, 2, 2, 2))
+    size = Size((8, 8, 8, 8), (1, 3, 1, 2), (2, 2, 2, 2))
     model = build_micro(FOUR, backbone, size=size)
     assert [len(getattr(stage, "blocks", stage)) for stage in model.stages] == [1, 3, 1, 2]
     assert _mixers_by_stage(model) == [{CLASSES_OF[name]} for name in FOUR]
@@ -263,18 +264,15 @@ def test_a_size_is_widths_depths_and_heads(backbone, size):
         model = create_model("attention", size, backbone=backbone)
     numbers = SIZES[backbone][size]
     blocks = list(blocks_of(model))
-    if not is_staged(backbone):
-        expected = [(numbers.dim, numbers.num_heads)] * numbers.depth
-    else:
-        rows = zip(numbers.dims, numbers.depths, numbers.num_heads, strict=True)
-        expected = [(dim, heads) for dim, depth, heads in rows for _ in range(depth)]
+    rows = zip(numbers.dims, numbers.depths, numbers.num_heads, strict=True)
+    expected = [(dim, heads) for dim, depth, heads in rows for _ in range(depth)]
     assert [(block.mixer.dim, block.mixer.num_heads) for block in blocks] == expected
 
 
 @staged
 def test_a_size_may_be_given_as_numbers(backbone):
     numbers = {"dims": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4]}
-    by_class = StagedSize(*(tuple(value) for value in numbers.values()))
+    by_class = Size(*(tuple(value) for value in numbers.values()))
     shapes = [
         {
             name: tensor.shape
@@ -287,11 +285,12 @@ def test_a_size_may_be_given_as_numbers(backbone):
 
 
 def test_a_resnet_may_have_another_number_of_stages():
-    size = StagedSize((8, 16), (1, 2), (2, 2))
+    size = Size((8, 16), (1, 2), (2, 2))
     model = build_micro(["convolution", "attention"], "resnet", size=size)
     assert model.forward_features(random_images()).shape == (2, 4 * 8, 64)
 
 
+ISOTROPIC = {"dim": 8, "depth": 1, "num_heads": 1}
 STAGES = {"dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1]}
 
 
@@ -301,8 +300,12 @@ STAGES = {"dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1]}
         ("pyramid", {"size": "larg"}, "unknown size 'larg' of backbone pyramid. Known: base"),
         ("resnet", {"size": "r51"}, "unknown size 'r51' of backbone resnet. Did you mean 'r50'?"),
         ("resnet", {"size": "base"}, "unknown size 'base' of backbone resnet"),
-        ("resnet", {"size": ViTSize(8, 1, 1)}, "has dims, depths, num_heads, not dim, depth"),
-        ("vit", {"size": StagedSize((8,), (1,), (1,))}, "has dim, depth, num_heads, not dims"),
+        (
+            "resnet",
+            {"size": ISOTROPIC},
+            "has dims, depths, num_heads, not dim, depth",
+        ),
+        ("vit", {"size": Size((8, 8), (1, 1), (1, 1))}, "has dim, depth, num_heads, not dims"),
         ("pyramid", {"size": STAGES | {"depths": [1]}}, "as many dims as depths and num_heads"),
         ("pyramid", {"size": {"dims": [8]}}, "has dims, depths, num_heads, not dims"),
         ("resnet", {"size": {k: [] for k in STAGES}}, "as many dims as depths and num_heads"),

@@ -9,7 +9,7 @@ from formulas import assert_same, randomized
 from micro_backbones import CLASSES, assert_trains, blocks_of, build_micro, random_images
 from torch import Tensor, nn
 
-from mixerbench.config.sizes import StagedSize
+from mixerbench.config.sizes import Size
 from mixerbench.models.names import RESNET, rename
 from mixerbench.models.resnet import Bottleneck
 from mixers import MIXERS, TokenGrid, TokenMixer, create_mixer, list_mixers
@@ -100,7 +100,7 @@ def test_with_convolution_and_its_stem_resnet_is_torchvisions_on_an_odd_image(tr
     ours = build_micro(
         "convolution",
         "resnet",
-        size=StagedSize((64, 128, 256, 512), (1, 2, 1, 1), (8, 8, 8, 8)),
+        size=Size((64, 128, 256, 512), (1, 2, 1, 1), (8, 8, 8, 8)),
         stem={"name": "conv", "kernel_size": 7, "max_pool": True, "project": False},
     ).double()
     state = theirs.state_dict()

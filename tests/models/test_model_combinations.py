@@ -7,9 +7,9 @@ from itertools import product
 
 import pytest
 import torch
+from micro_backbones import SIZES
 from timm.utils import ModelEmaV3
 
-from mixerbench.config.sizes import SIZES
 from mixerbench.models import create_model
 from mixerbench.models.part_kinds import STEMS
 from mixers import MIXERS, list_mixers
@@ -145,9 +145,9 @@ def test_options_of_a_mixer_reach_every_block(micro):
 def test_a_size_is_width_depth_and_heads(size):
     with torch.device("meta"):
         model = create_model("attention", size)
-    assert model.embed_dim == SIZES["vit"][size].dim
-    assert len(model.blocks) == SIZES["vit"][size].depth
-    assert {block.mixer.num_heads for block in model.blocks} == {SIZES["vit"][size].num_heads}
+    assert model.embed_dim == SIZES["vit"][size].dims[0]
+    assert len(model.blocks) == SIZES["vit"][size].depths[0]
+    assert {block.mixer.num_heads for block in model.blocks} == {*SIZES["vit"][size].num_heads}
 
 
 def test_a_size_may_be_given_as_numbers():

@@ -7,11 +7,11 @@ import math
 import pytest
 import timm
 import torch
+from micro_backbones import SIZES
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from mixerbench.config.presets import PARTS, PRESETS, find_preset, with_changes
-from mixerbench.config.sizes import SIZES
 from mixerbench.models import create_model
 
 # Counted in the authors' own code (tests/golden/state_dicts), or in this project's first

@@ -16,7 +16,7 @@ from micro_backbones import (
 )
 from torch import Tensor, nn
 
-from mixerbench.config.sizes import StagedSize
+from mixerbench.config.sizes import Size
 from mixers import MIXERS, TokenGrid, list_mixers
 
 # --- the class token of a pyramid ---------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_positions_of_a_pyramid_are_by_stage_and_the_class_token_has_one():
 
 
 def test_a_pyramid_of_one_stage_is_a_vit_with_its_class_token():
-    size = StagedSize((16,), (2,), (4,))
+    size = Size((16,), (2,), (4,))
     model = build_micro("attention", "pyramid", size=size, pool="token", mlp_ratios=(2.0,))
     assert _grids(model, random_images()) == [(8, 16, 1), (8, 16, 1)]
 

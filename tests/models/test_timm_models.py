@@ -6,13 +6,13 @@ import timm.data
 import torch
 
 import mixerbench.models  # noqa: F401  registers the names
-from mixerbench.config.sizes import SIZES
+from mixerbench.models.vit import ViT
 from mixers import MIXERS, list_mixers
 from mixers.core.plan import SCHEDULES
 
 
 def test_timm_lists_every_mixer_and_schedule_at_every_size():
-    expected = {f"mixerbench_{m}_{s}" for m in (*list_mixers(), *SCHEDULES) for s in SIZES["vit"]}
+    expected = {f"mixerbench_{m}_{s}" for m in (*list_mixers(), *SCHEDULES) for s in ViT.sizes}
     assert expected <= set(timm.list_models("mixerbench_*"))
     assert set(timm.list_models(module="timm_models")) >= expected
 
