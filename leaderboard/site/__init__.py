@@ -1,7 +1,7 @@
 """The leaderboard as a folder of pages that needs no server and no network.
 
-``templates/`` is what the pages say, ``assets/`` how they look and react, ``vendor/`` the
-libraries that draw tables and plots, `data` what these are given.
+``templates/`` is what the pages say, ``assets/`` how they look, ``scripts/`` how they react,
+``vendor/`` the libraries that draw tables and plots, `data` what these are given.
 """
 
 import hashlib
@@ -36,11 +36,23 @@ HERE = Path(__file__).parent
 MARK = ".mixerbench-site"  # in a folder that may be written anew
 ASSETS = (
     *("vendor/dataTables.dataTables.min.css", "vendor/buttons.dataTables.min.css"),
-    *("assets/site.css", "assets/theme.js", "assets/site.js"),
+    *("assets/site.css", "assets/theme.js"),
     *("vendor/dataTables.min.js", "vendor/dataTables.buttons.min.js"),
     *("vendor/plotly-cartesian.min.js", "vendor/LICENSE.plotly.txt"),
     "vendor/LICENSE.datatables.txt",
 )
+SCRIPTS = (
+    *("plots", "tables", "address", "comparisons", "curves", "answers"),
+    *("against", "pareto", "consistency", "board", "compare", "entry", "mixer", "newer", "start"),
+)
+"""Files of ``scripts/``, which share one scope: joined they are ``site.js``."""
+_SCRIPT_HEAD = """\
+// What the pages do. Tables are DataTables', plots are Plotly's; this file brings them the data of
+// window.mixerbench (board-*.js) or of the page's own #content, and keeps the view in the address.
+// Names come from runs, where anybody may have written anything: they are set as text only.
+"use strict";
+(() => {
+"""
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,19 @@ def write_site(
         (new / MARK).touch()
         for asset in ASSETS:
             shutil.copy(HERE / asset, new / Path(asset).name)
+        (new / "site.js").write_text(_site_script(), encoding="utf-8", newline="\n")
         _Writer(source, boards, new, skipped, families, mlflow_url).write()
         if out.exists():
             out.rename(Path(place) / "old")
         new.rename(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Site(out, len(boards), sum(len(board.entries) for board in boards), size)
+
+
+def _site_script() -> str:
+    """All `SCRIPTS` as one classic script: pages opened from the disk load no modules."""
+    parts = [(HERE / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return _SCRIPT_HEAD + "\n".join(parts) + "})();\n"
 
 
 def single_page(page: Path) -> str:

@@ -1,0 +1,3 @@
+// Which page this is; the last of the scripts.
+
+addEventListener("DOMContentLoaded", () => ({ board, compare, entry, mixer })[document.body.dataset.page]?.());
