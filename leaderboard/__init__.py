@@ -64,7 +64,8 @@ def read_boards(place: str, **arguments: Any) -> "tuple[Board, ...]":
         place: an MLflow tracking URI, or a bundle's folder.
         arguments: those of `boards`: filters, sort, hardware.
 
-    ValueError: nothing to read there; unknown filter, column or hardware.
+    Raises:
+        Refusal: nothing to read there; unknown filter, column or hardware.
     """
     from leaderboard.opening import open_source
     from leaderboard.ranking.boards import boards
@@ -89,7 +90,8 @@ def leaderboard_text(
 
     The arguments are those of `open_source`, `boards` and `render`.
 
-    ValueError: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
+    Raises:
+        Refusal: unknown format, filter, column or hardware; nothing to read at ``tracking_uri``.
     """
     from leaderboard import render
     from leaderboard.opening import open_source
@@ -119,7 +121,8 @@ def leaderboard_text(
 def explain_text(tracking_uri: str, a: str, b: str) -> str:
     """What ``mixerbench leaderboard --explain A B`` prints: the protocol fields that differ.
 
-    ValueError: A or B is unknown or ambiguous; nothing to read at ``tracking_uri``.
+    Raises:
+        Refusal: A or B is unknown or ambiguous; nothing to read at ``tracking_uri``.
     """
     from leaderboard.explain import explain
     from leaderboard.opening import read_runs

@@ -50,7 +50,10 @@ def explain(runs: Iterable[TrainedRun], a: str, b: str) -> Explanation:
     """What differs between the protocols of A and B.
 
     Each is a run's name, a protocol's name, or the beginning of a run id or of a protocol's
-    fingerprint. ValueError: nothing is called so, or several protocols are.
+    fingerprint.
+
+    Raises:
+        Refusal: nothing is called so, or several protocols are.
     """
     runs = tuple(runs)
     run_a, run_b = _find(runs, a), _find(runs, b)

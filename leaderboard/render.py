@@ -41,7 +41,11 @@ def render(
     color: bool = False,
     refused: Mapping[str, str] = NO_REFUSED,
 ) -> str:
-    """The boards in one of `FORMATS`; width and colour are the terminal's. ValueError: no such."""
+    """The boards in one of `FORMATS`; width and colour are the terminal's.
+
+    Raises:
+        Refusal: there is no such format.
+    """
     check_format(format)
     if format == "csv":
         return csv(boards)
@@ -53,7 +57,11 @@ def render(
 
 
 def check_format(format: str) -> None:
-    """ValueError: no such format."""
+    """Check the name of a format.
+
+    Raises:
+        Refusal: there is no such format.
+    """
     if format not in FORMATS:
         raise Refusal(f"cannot write {format!r}: {nearest(format, FORMATS)}")
 
@@ -98,7 +106,8 @@ def terminal(
 def csv(boards: Sequence[Board]) -> str:
     """One row per model, full precision. Has no place for the skipped runs.
 
-    Refusal: several protocols, which may not share a table.
+    Raises:
+        Refusal: several protocols, which may not share a table.
     """
     if len(boards) > 1:
         names = "; ".join(f"protocol={b.fingerprint} ({plain(b.protocol)})" for b in boards)

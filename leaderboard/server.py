@@ -164,7 +164,8 @@ def create_app() -> Any:
 def make_administrator() -> None:
     """MLflow's first user, as ``mlflow server --app-name basic-auth`` makes it before it starts.
 
-    Refusal: there is none yet, and MLflow has no good password for it.
+    Raises:
+        Refusal: there is none yet, and MLflow has no good password for it.
     """
     from mlflow import MlflowException
     from mlflow.server import auth

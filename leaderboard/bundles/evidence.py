@@ -37,9 +37,14 @@ def check_runs(
     settings: Mapping[str, Mapping[str, Any]],
     predictions: Callable[[TrainedRun], "pa.Table | None"],
 ) -> None:
-    """Does each run show what it claims?
+    """Check that each run shows what it claims.
 
-    ``settings`` are by run id. BundleError: a line for each that does not.
+    Args:
+        settings: of each run, by its id.
+        predictions: reads the table of a run; None: it logged none.
+
+    Raises:
+        BundleError: a line for each run that does not.
     """
     images: dict[str, tuple[TrainedRun, Shown]] = {}  # of the first run of each protocol
     seen: dict[tuple[str, str, str], TrainedRun] = {}  # by model and digest of predictions

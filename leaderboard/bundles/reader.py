@@ -61,7 +61,11 @@ class Bundle:
     """
 
     def __init__(self, folder: Path) -> None:
-        """BundleError: it is damaged, or of another version."""
+        """Check the files and their form.
+
+        Raises:
+            BundleError: the bundle is damaged, or of another version.
+        """
         self.folder = folder
         self.name = f"bundle {folder.resolve().name}"
         about = read_json(folder / FILE)
@@ -92,7 +96,11 @@ class Bundle:
         return Cache(f"bundle {json.dumps(self._files, sort_keys=True)}")
 
     def read(self) -> Reading:
-        """BundleError: a run claims what it does not show, one line for each."""
+        """Check and return all runs and measurements.
+
+        Raises:
+            BundleError: a run claims what it does not show, one line for each.
+        """
         content = self._content
         reading = reading_of(
             *(content["runs"], content["parts"], content["experiments"]), verify=False

@@ -55,8 +55,10 @@ def export(
 
     The same results give the same bytes.
 
-    BundleError: others could not check a run: it logged no predictions, or other settings than
-    its fingerprint says. ValueError: the folder exists, or there is no run.
+    Raises:
+        BundleError: others could not check a run: it logged no predictions, or other settings than
+            its fingerprint says.
+        Refusal: the folder exists, or there is no run.
     """
     if folder.exists():
         raise Refusal(f"{folder} exists: give a new folder.")

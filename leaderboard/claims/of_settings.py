@@ -29,7 +29,11 @@ class Recorded:
 
 
 def of_protocol(protocol: Mapping[str, Any]) -> Recorded:
-    """``protocol`` nested or flat, whole. KeyError, TypeError: it is none."""
+    """What a run records of its protocol, of which all fields are given, nested or flat.
+
+    Raises:
+        KeyError, TypeError, ValueError: these are no settings of a protocol.
+    """
     flat = dict(schema.flatten(protocol))
     epochs, classes = flat["recipe.epochs"], flat.get("data.num_classes")
     if type(epochs) is not int or epochs < 1:
@@ -48,7 +52,11 @@ def of_protocol(protocol: Mapping[str, Any]) -> Recorded:
 
 
 def of_model(model: Mapping[str, Any]) -> Recorded:
-    """KeyError, TypeError, ValueError: it is none."""
+    """What a run records of its model.
+
+    Raises:
+        KeyError, TypeError, ValueError: these are no settings of a model.
+    """
     mixer = model["mixer"]
     return Recorded(
         tags={
@@ -62,7 +70,11 @@ def of_model(model: Mapping[str, Any]) -> Recorded:
 
 
 def of_run(run: Mapping[str, Any]) -> Recorded:
-    """KeyError: it has no seed."""
+    """What a run records of its run settings.
+
+    Raises:
+        KeyError: they have no seed.
+    """
     return Recorded(tags={Tag.SEED: str(run["seed"])})
 
 

@@ -78,7 +78,8 @@ class Board:
     def front(self, cost: str, gain: str = HEADLINE.name) -> tuple[Entry, ...]:
         """The entries shown that no other beats in both columns, the best cost first.
 
-        Refusal: no such column.
+        Raises:
+            Refusal: no such column.
         """
         columns = [check_sort(cost), check_sort(gain)]
         rows = [[entry.value(column) for column in columns] for entry in self.entries]

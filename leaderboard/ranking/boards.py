@@ -40,7 +40,8 @@ def boards(
         source: of predictions, for intervals and paired tests; None: without these, so that any
             rank is possible.
 
-    Refusal: unknown field, value, column or hardware, with the nearest known ones.
+    Raises:
+        Refusal: unknown field, value, column or hardware, with the nearest known ones.
     """
     column = check_sort(sort)
     by_protocol = defaultdict(list)

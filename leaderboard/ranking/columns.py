@@ -74,7 +74,11 @@ COLUMNS = (
 
 
 def check_sort(sort: str) -> Column:
-    """The column of this name. ValueError: there is none."""
+    """The column of this name.
+
+    Raises:
+        Refusal: there is none.
+    """
     columns = {column.name: column for column in COLUMNS}
     if sort not in columns:
         raise Refusal(f"cannot sort by {sort!r}: {nearest(sort, columns)}")

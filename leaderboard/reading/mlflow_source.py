@@ -49,7 +49,11 @@ class MlflowSource:
     """
 
     def __init__(self, tracking_uri: str, *, refresh: bool = False) -> None:
-        """ValueError: no store there; a server is not asked yet."""
+        """Prepare to read; a server is not asked yet.
+
+        Raises:
+            Refusal: there is no store at this address.
+        """
         check_exists(tracking_uri)
         self.uri = tracking_uri
         path = local_path(tracking_uri)
@@ -60,7 +64,11 @@ class MlflowSource:
             self.cache.forget(f"artifacts/*/{_NAMES}")
 
     def read(self) -> Reading:
-        """ValueError: MLflow refuses to read it, or the server does not answer."""
+        """All finished runs and measurements.
+
+        Raises:
+            Refusal: MLflow refuses to read the store, or the server does not answer.
+        """
         try:
             return self._read()
         except (OSError, sqlite3.Error) as error:  # the cache's: MLflow's are ValueErrors here
@@ -77,7 +85,11 @@ class MlflowSource:
         return reading_of(self.cache.runs(), self.cache.parts(), experiments)
 
     def artifact(self, run: TrainedRun, name: str, *, again: bool = False) -> Path | None:
-        """Downloaded once: a finished run keeps its artifacts. ValueError: as `read`."""
+        """Downloaded once: a finished run keeps its artifacts.
+
+        Raises:
+            Refusal: as `read`.
+        """
 
         def list_names(path: Path) -> None:
             with self._client() as client:
@@ -95,7 +107,11 @@ class MlflowSource:
         return self.cache.file(*kept, "files", name, make=download, again=again)
 
     def curves(self, run: TrainedRun) -> Curves:
-        """ValueError: as `read`."""
+        """The curves of a run, each of at most `CURVE_POINTS` points; downloaded once.
+
+        Raises:
+            Refusal: as `read`.
+        """
 
         def download(path: Path) -> None:
             with self._client() as client:

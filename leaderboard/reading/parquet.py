@@ -98,7 +98,11 @@ class BundleTable:
     """A Parquet file of a bundle, read run by run."""
 
     def __init__(self, path: Path, version: int) -> None:
-        """TableError: it has other columns, more than any run has, or several runs in a group."""
+        """Check the columns, and find the row groups of each run.
+
+        Raises:
+            TableError: it has other columns, more than any run has, or several runs in a group.
+        """
         self._path = path
         self._groups = defaultdict(list)
         with _errors(path):
@@ -122,7 +126,11 @@ class BundleTable:
         return self._file.rows(self._groups.get(run_id, ()))
 
     def of(self, run_id: str) -> "pa.Table | None":
-        """TableError: it is malformed."""
+        """The rows of a run; None: there are none.
+
+        Raises:
+            TableError: they are malformed, or more than any run has.
+        """
         if run_id not in self._groups:
             return None
         with _errors(self._path):
@@ -142,7 +150,8 @@ def read_logged(
         columns: those that are needed; None: all that there are.
         optional: those that are read, too, where it has them.
 
-    TableError: it is none, lacks a column, or is larger than any run's.
+    Raises:
+        TableError: it is no Parquet file, lacks a column, or is larger than any run's.
     """
     with _errors(path):
         file = _File(path)
@@ -157,7 +166,12 @@ class _File:
     """A Parquet file of which no more is read than one run can have."""
 
     def __init__(self, path: Path) -> None:
-        """ValueError, ArrowException: it is none, or has columns of which this cannot be told."""
+        """Open it and check the types of its columns.
+
+        Raises:
+            Refusal: a column is of a type whose size the metadata do not tell.
+            ArrowException: it is no Parquet file.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -180,7 +194,11 @@ class _File:
         return sum(self._file.metadata.row_group(group).num_rows for group in groups)
 
     def read(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> "pa.Table":
-        """ValueError: these groups, all of one run, are more than a run has."""
+        """The rows of these groups, which are all of one run.
+
+        Raises:
+            Refusal: they are more than a run has.
+        """
         import pyarrow as pa
 
         self._check(groups)

@@ -103,8 +103,9 @@ class Reader:
     def read(self, runs: Sequence[TrainedRun]) -> Predictions:
         """Of the runs of one entry, on the images that all of them have.
 
-        MissingError: one has none, they cannot be read, they are of other images, or those of
-        another seed.
+        Raises:
+            MissingError: a run has none, they cannot be read, they are of other images, or they
+                are those of another seed.
         """
         import numpy as np
 
@@ -183,7 +184,11 @@ def read_predictions(source: Source, runs: Sequence[TrainedRun]) -> Predictions 
 
 
 def _read(path: Path) -> Predictions:
-    """ValueError: these are no predictions."""
+    """The predictions of one run.
+
+    Raises:
+        Refusal: the file holds no predictions.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

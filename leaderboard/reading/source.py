@@ -46,7 +46,9 @@ def read_artifact(
 
     A kept copy that cannot be read is fetched once more: what was mended in a store is seen.
 
-    UnreadableError: nor can that one; another ValueError: it cannot be fetched.
+    Raises:
+        UnreadableError: the second copy cannot be read either.
+        Refusal: it cannot be fetched.
     """
     for again in (False, True):
         path = source.artifact(run, name, again=again)

@@ -83,7 +83,8 @@ def write_site(
         mlflow_url: where MLflow's pages are, to link each run: an address, or ".." from these
             pages; empty: no links.
 
-    Refusal: ``out`` is a folder of something else.
+    Raises:
+        Refusal: ``out`` is a folder of something else.
     """
     if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(f"{out} holds something else than a site: give a new or an empty folder.")

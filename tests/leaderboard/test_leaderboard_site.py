@@ -18,7 +18,7 @@ from leaderboard.mixer_description import MixerDescription, Part
 from leaderboard.ranking.board import Board
 from leaderboard.ranking.boards import boards
 from leaderboard.reading.mlflow_source import MlflowSource
-from leaderboard.site import Site, single_page, write_site
+from leaderboard.site import HERE, SCRIPTS, Site, single_page, write_site
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import fingerprint
 from mixerbench.tracking.keys import Metric, Tag
@@ -115,6 +115,13 @@ def wait_for_state(page: Any, text: str) -> None:
 
 
 # --- the table ----------------------------------------------------------------------------------
+
+
+def test_every_script_is_on_the_pages(site: Site):
+    files = sorted((HERE / "scripts").glob("*.js"))
+    assert [path.stem for path in files] == sorted(SCRIPTS)
+    joined = (site.folder / "site.js").read_text(encoding="utf-8")
+    assert all(path.read_text(encoding="utf-8") in joined for path in files)
 
 
 def test_every_page_opens_from_the_disk_without_an_error_or_a_request(browser: Browser, site: Site):
