@@ -59,7 +59,7 @@ class Figure:
     """Accuracy may be bought with it: an axis of the plot of fronts, on a logarithmic scale."""
     shown_at_first: bool = True
     """On a board's page; else its column is there when a reader asks for it."""
-    priority: int | None = 0
+    priority: int | None = 5
     """A narrow terminal drops the columns of the lowest priority first; None: never."""
 
     @property
