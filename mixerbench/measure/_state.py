@@ -1,4 +1,4 @@
-"""Borrow a model for a measurement, and give it back as it was."""
+"""Change a model for a measurement, and restore it afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,10 +13,13 @@ from torch.nn import functional as F
 def measuring(
     model: nn.Module, *, training: bool, device: torch.device | str | None = None
 ) -> Iterator[torch.device]:
-    """``model`` in one mode on ``device`` (None: where it is), which becomes the current one.
+    """``model`` on a device, in training or evaluation mode; gives that device.
 
     Afterwards every module's mode, the model's device and torch's random numbers are what
     they were.
+
+    Args:
+        device: made torch's current one; None: the device that the model is on.
     """
     modes = [(module, module.training) for module in model.modules()]
     first = next(chain(model.parameters(), model.buffers()), None)
@@ -41,7 +44,7 @@ def measuring(
 
 @contextmanager
 def without_a_trace(model: nn.Module) -> Iterator[None]:
-    """Gradients are on, there are none yet, and afterwards they and the buffers are as before."""
+    """``model`` with gradients on and none there; gradients and buffers are restored afterwards."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     copies = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -59,7 +62,7 @@ def without_a_trace(model: nn.Module) -> Iterator[None]:
 def images_shape(
     batch_size: int, in_chans: int, image_size: int | tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """(B, channels, height, width); one number is a square's side."""
+    """(B, channels, height, width); an ``image_size`` of one number is the side of a square."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return batch_size, in_chans, height, width
 

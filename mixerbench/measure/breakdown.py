@@ -101,14 +101,15 @@ def break_down(
     in_chans: int = 3,
     macs: MacCount | None = None,
 ) -> Breakdown:
-    """Time a training step of ``model`` on ``device``, whole and part by part.
+    """Time a training step of ``model`` on ``device``, and each part of the model in it.
 
-    Steps alternate: one as it is, for the time of the step, and one with stamps, for the share
-    of each part in it. Reported are medians. Gradients, buffers, modes and random numbers are
+    Plain steps give the time of a step, and steps with time stamps in them the share of each
+    part; the two alternate. Medians are reported. Gradients, buffers, modes and random numbers are
     left as they were.
 
     Args:
-        seconds: for these steps, two at least; one more comes before them and one after.
+        seconds: for these steps, of which there are at least two; one more step comes before
+            them and one after.
         macs: of the model, where they are known; else they are counted.
 
     Raises:
@@ -116,21 +117,21 @@ def break_down(
     """
     macs = macs or count_macs(model, image_size, in_chans)
     layout = _Layout(model)
-    with measuring(model, training=True, device=device) as place, without_a_trace(model):
+    with measuring(model, training=True, device=device) as target, without_a_trace(model):
         # Not zeros: GPUs multiply them with less power, hence at higher clocks.
-        draws = torch.Generator(place).manual_seed(0)
+        draws = torch.Generator(target).manual_seed(0)
         shape = images_shape(batch_size, in_chans, image_size)
         step = _TrainingStep(
             model,
-            torch.randn(shape, device=place, generator=draws),
+            torch.randn(shape, device=target, generator=draws),
             # Soft targets, as mixup makes them.
-            torch.full((batch_size, num_classes), 1 / num_classes, device=place),
+            torch.full((batch_size, num_classes), 1 / num_classes, device=target),
             precision,
         )
         kept = _kept_bytes(step, layout.modules)  # first: it warms up, too
         times, shares = _alternate(step, layout.modules, seconds)
         operators = _by_operator(step)
-        peak = peak_flops(place, precision)
+        peak = peak_flops(target, precision)
     step_ms = Spread.of([1e3 * duration for duration in times])
 
     def cost(row: ModuleRow, paths: Sequence[str]) -> PartCost:
@@ -168,13 +169,13 @@ def break_down(
     )
 
 
-# --- which modules are told apart ---------------------------------------------------------------
+# --- which modules are timed --------------------------------------------------------------------
 
 _MODEL: Final = ""  # the path of the model itself, and of the loss
 
 
 class _Layout:
-    """The modules that are told apart: the model's parts, and the parts of those in lists."""
+    """The modules that are timed: the model's parts, and the parts of those in lists."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = parts(model)
@@ -270,23 +271,23 @@ class _TrainingStep:
         self.forget()
 
     def forget(self) -> None:
-        """Next step's gradients are new ones, as in training."""
+        """Drop the gradients, so that the next step makes new ones, as in training."""
         self.model.zero_grad(set_to_none=True)
 
 
 class _Following:
-    """While it is entered, ``heard`` is told whose code runs from now on, by path."""
+    """Calls ``on_change`` with the path of each module that begins to run; a context."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], heard: Callable[[str], None]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], on_change: Callable[[str], None]) -> None:
         self._modules = modules
-        self._heard = heard
+        self._on_change = on_change
         self._running = [_MODEL]
         self._handles: list[RemovableHandle] = []
 
     def hand_over(self, path: str) -> None:
         """``path`` runs, though none of its modules was called: its backward pass."""
         self._running = [path]
-        self._heard(path)
+        self._on_change(path)
 
     def __enter__(self) -> "_Following":
         for path, module in self._modules.items():
@@ -300,11 +301,11 @@ class _Following:
     def _follow(self, path: str, module: nn.Module) -> Iterator[RemovableHandle]:
         def begins(*_: object) -> None:
             self._running.append(path)
-            self._heard(path)
+            self._on_change(path)
 
         def ends(*_: object) -> None:
             self._running.pop()
-            self._heard(self._running[-1])
+            self._on_change(self._running[-1])
 
         yield module.register_forward_pre_hook(begins)
         # Also when it raises: checkpointing leaves a block like that once it has what it needs.
@@ -444,7 +445,7 @@ def _first_nodes(loss: Tensor, births: Sequence[tuple[int, str]]) -> list[tuple[
         fresh = {node for node, _ in ahead.pop().next_functions if node is not None} - found
         found |= fresh
         ahead += fresh
-    # Those that add up the gradients of weights have no place in the order: they run at once.
+    # Nodes that add up the gradients of weights are not in the order: they run at once.
     numbered = [(node._sequence_nr(), node) for node in found]
     made = [pair for pair in numbered if pair[0] < _get_sequence_nr()]
     first: list[tuple[str, Node]] = []

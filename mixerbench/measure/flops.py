@@ -37,7 +37,7 @@ TOLERANCE: Final = 0.01
 
 
 class CountingError(Refusal):
-    """The multiply-adds of a model cannot be told: better no figure than a wrong one."""
+    """The multiply-adds of a model cannot be counted: better no figure than a wrong one."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def count_macs(model: nn.Module, image_size: int | tuple[int, int], in_chans: in
 
 
 def macs_by_formula(model: nn.Module, count: MacCount) -> int:
-    """``count`` with every mixer that executes other products than its paper counted by the paper.
+    """The total of ``count``, with the formula of the paper for every mixer that executes more.
 
-    Local attention, for one, is a dense product with zeros in it; its paper counts the window.
+    Local attention, for example, is a dense product with zeros in it; its paper counts the window.
     """
     total = count.total
     for path, module in model.named_modules():

@@ -1,7 +1,8 @@
 """Many models measured side by side, so that they can be ranked.
 
-One after the other, a machine that slows down for a while (heat, a neighbour's job) puts the
-model that happens to run then behind the rest. In rounds over all models, it hits all alike.
+A machine that slows down for a while (heat, another job) would harm only the model that is
+measured just then, if models were measured one after the other. In rounds over all models it
+harms all alike.
 """
 
 import random
@@ -21,7 +22,7 @@ from mixerbench.measure.profile import Measures, count_parameters
 from mixerbench.measure.speed import Spread, latency_ms, throughput
 
 ROUNDS: Final = 20
-"""Slices that a model's time is cut into: as many figures, of which the median is reported."""
+"""Slices that a model's time is divided into; the median of their results is reported."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,18 @@ def measure_interleaved(
     seed: int = 0,
     progress: Callable[[str, float], None] = lambda name, done: None,
 ) -> dict[str, Measures]:
-    """Memory of each model, then ``ROUNDS`` rounds of a slice of throughput and one of latency.
+    """Measure memory, then in each of ``ROUNDS`` rounds a slice of every model's speed and latency.
 
-    Every round has its own order. A slice counts with its median; reported are median and
-    quartiles over rounds. A model is on ``device`` for its slices only: all of them need not fit.
+    Every round has its own order. The result of a slice is its median; median and quartiles
+    over rounds are reported. A model is on ``device`` during its slices only, so that not all of
+    them have to fit.
 
     Args:
         seconds: for the throughput of each model, and as many again for its latency. A slice
             has one timed pass at least, however long that takes.
         seed: of the order.
-        progress: called with the model that is next and the share of all slices that is done.
+        progress: called with the name of the next model, and the share (0..1) of all slices that
+            is done.
     """
     names = list(models)
     counter = energy_counter(device)
@@ -79,7 +82,7 @@ def measure_interleaved(
         "device": device,
         "in_chans": in_chans,
     }
-    # The largest need of all comes first: what does not fit is known before any time is spent.
+    # Memory comes first: a model that does not fit is known before any time is spent.
     for name in names:
         progress(name, 0.0)
         model = models[name].model
@@ -91,8 +94,8 @@ def measure_interleaved(
     order = names.copy()
     for finished in range(ROUNDS):
         shuffle(order)
-        for place, name in enumerate(order):
-            progress(name, (finished + place / len(order)) / ROUNDS)
+        for position, name in enumerate(order):
+            progress(name, (finished + position / len(order)) / ROUNDS)
             model = models[name].model
             with measuring(model, training=False, device=device):
                 speed = throughput(model, image_size, batch_size, energy=meters[name], **timing)

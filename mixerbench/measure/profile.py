@@ -58,7 +58,7 @@ def measure_model(
 
     Args:
         seconds: for the throughput, and as many again for the latency.
-        macs: of the model, where they are known; else they are counted.
+        macs: those of the model, where they have been counted before.
     """
     macs = macs or count_macs(model, image_size, in_chans)
     hardware = hardware_name(device, precision)
@@ -84,7 +84,7 @@ def measure_model(
 def module_rows(model: nn.Module, macs: MacCount) -> list[ModuleRow]:
     """Parameters and multiply-adds of each of the model's ``parts``, out of its count.
 
-    The rows add up to the model: a last one holds what no part has (a class token).
+    The rows add up to the model: the last one holds what belongs to no part (a class token).
     """
     rows = [
         ModuleRow(name, type(part).__name__, count_parameters(part), macs.by_module[name] / 1e9)
@@ -100,9 +100,9 @@ def module_rows(model: nn.Module, macs: MacCount) -> list[ModuleRow]:
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module]:
-    """Path -> each child that does something, in place of a list of blocks its blocks.
+    """The children of ``module`` that compute something, by path; lists of blocks are opened.
 
-    A module without a forward of its own (a stage, which the backbone runs) is such a list, too.
+    A module without a forward of its own (a stage, which the backbone runs) counts as a list.
     """
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
@@ -116,5 +116,5 @@ def parts(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, shared ones once."""
+    """The number of trainable parameters; those that are shared count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -13,7 +13,7 @@ from mixerbench.measure._state import images_shape, measuring
 from mixerbench.measure.energy import UNMETERED, EnergyMeter
 
 REPEATS: Final = 20
-"""Into how many repeats the time is cut: enough for quartiles, each long beside the clock."""
+"""Repeats that the time is divided into: enough for quartiles, each long enough for the clock."""
 WARM_UP: Final = 0.2
 """Share of the time that goes by before the first repeat: clocks and caches settle."""
 
@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """Of one figure per repeat."""
+        """The spread of ``samples``, one measurement per repeat."""
         quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         ordered = torch.tensor(samples, dtype=torch.float64).quantile(quartiles)
         lower, median, upper = ordered.tolist()
@@ -68,7 +68,7 @@ def latency_ms(
     device: torch.device | str,
     in_chans: int = 3,
 ) -> Spread:
-    """Milliseconds from one image to its result, each pass waited for."""
+    """Milliseconds from one image to its result; the next pass begins when the last has ended."""
     shape = images_shape(1, in_chans, image_size)
     times = _forward_seconds(model, shape, seconds, precision, device, UNMETERED, grouped=False)
     return Spread.of([1e3 * duration for duration in times])
@@ -84,17 +84,21 @@ def _forward_seconds(
     *,
     grouped: bool,
 ) -> list[float]:
-    """Seconds of one forward pass, once per repeat; ``grouped``: a repeat is several passes."""
-    with measuring(model, training=False, device=device) as place:
+    """Seconds of one forward pass, measured once per repeat.
+
+    Args:
+        grouped: a repeat is several passes, of which the mean is taken.
+    """
+    with measuring(model, training=False, device=device) as target:
         # Not zeros: GPUs multiply them with less power, hence at higher clocks.
-        draws = torch.Generator(place).manual_seed(0)
-        batch = torch.randn(shape, device=place, generator=draws)
+        draws = torch.Generator(target).manual_seed(0)
+        batch = torch.randn(shape, device=target, generator=draws)
 
         def forward() -> None:
-            with torch.inference_mode(), autocast(place, precision):
+            with torch.inference_mode(), autocast(target, precision):
                 model(batch)
 
-        stopwatch = _cuda_seconds if place.type == "cuda" else _cpu_seconds
+        stopwatch = _cuda_seconds if target.type == "cuda" else _cpu_seconds
         stopwatch(forward, 1)  # compiles, allocates, chooses kernels: outside the time
         begin = time.perf_counter()
         energy.start()

@@ -33,11 +33,11 @@ def macs_by_tokens(
     num_heads: int = HEADS,
     sides: Sequence[int] = SIDES,
 ) -> dict[int, int]:
-    """Tokens -> multiply-adds of one mixer layer on a square grid of so many.
+    """Multiply-adds of one mixer layer on square grids, by their number of tokens.
 
-    Executed ones, counted as the board's (``flops.CONVENTION``); norm, residual and channel
-    mixer of the block are not included. A mixer may execute a small grid in another way than
-    a large one: local attention takes the first of ``SIDES`` at once, and the others in tiles.
+    What is executed is counted, as on the board (``flops.CONVENTION``); norm, residual and
+    channel mixer of the block are not included. A mixer may execute a small grid in another way
+    than a large one: local attention takes the first of ``SIDES`` at once, the others in tiles.
 
     Raises:
         CountingError: as ``count_macs``.
@@ -79,8 +79,8 @@ def formula_macs_by_tokens(
 def growth_exponent(macs_by_tokens: Mapping[int, float]) -> float | None:
     """p in MACs ∝ tokens^p between the two largest grids; None where nothing is multiplied.
 
-    No fit through all grids: that would average over what a mixer does on small ones. It is
-    the power at these grids and this width, which tends to the asymptotic one only where the
+    No fit through all grids: that would average over what a mixer does on small grids. It is
+    the power at these two grids and this width, which tends to the asymptotic one only where the
     products of tokens outweigh the projections: of attention's 4 N C² + 2 N² C, from N = 2 C
     on. So attention has 1.75 from 28 x 28 to 42 x 42 tokens of 192 channels, and 2 in the limit.
     """
@@ -111,12 +111,12 @@ def reach(
     num_heads: int = 2,
     inputs: int = 4,
 ) -> Reach:
-    """Measure what one layer carries to the token in row and column ``side // 2``.
+    """Measure how much of each token one layer carries to the token in the centre.
 
     The influence of token j is the Frobenius norm of ∂y_centre / ∂x_j, (C, C), as root mean
-    square over random ``inputs``, in float64. Weights are initial ones and a little noise,
-    so that a layer that starts at zero lets something through: which tokens can be seen is
-    the mixer's, how much each counts is what training changes.
+    square over random ``inputs``, in float64. Weights are the initial ones with a little
+    noise, so that a layer that starts at zero lets something through: the mixer decides which
+    tokens can be seen; training changes how much each counts.
 
     Raises:
         ValueError: an unknown mixer or option, or a combination that the mixer refuses.

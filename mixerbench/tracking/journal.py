@@ -1,7 +1,7 @@
 """The append-only record of a run: the truth that MLflow is fed from.
 
 One JSON object a line, with the time it was written (``time``, milliseconds since 1970).
-What it says is in ``kind``:
+``kind`` says what it holds:
 
 ==========  ================================================================
 start       a process began or continued the run: ``total_steps``, ``label``
@@ -81,12 +81,12 @@ class Journal:
             self._last_step.update(dict.fromkeys(new, step))
 
     def to_disk(self) -> None:
-        """Everything is on the disk when this returns: a crash of the machine loses none of it."""
+        """Flush to the disk: after this returns, a crash of the machine loses none of it."""
         with self._explained():
             os.fsync(self._file)
 
     def age_seconds(self) -> int:
-        """Since the first record."""
+        """Seconds since the first record."""
         return int(time.time() - self._began)
 
     def artifact(self, path: Path, folder: str = "") -> None:
@@ -94,7 +94,7 @@ class Journal:
         self._write({"kind": "artifact", "path": name, "folder": folder})
 
     def end(self, status: str) -> None:
-        """The last word of this process: everything is on the disk when this returns."""
+        """Write the last record of this process; everything is on the disk when this returns."""
         try:
             self._write({"kind": "end", "status": status})
             self.to_disk()
@@ -116,7 +116,7 @@ class Journal:
                 listener(record)
 
     def _append(self, line: bytes) -> None:
-        """The whole line or nothing: a disk that becomes full takes the beginning of one."""
+        """Write all of a line, or nothing: a disk that becomes full takes only its beginning."""
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:
@@ -150,10 +150,11 @@ class Silence(Journal):
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """The whole records from byte ``offset`` on, each with the offset behind it.
+    """The complete records from byte ``offset`` on, each with the offset of the byte behind it.
 
     A last line without an end is still being written, or was cut off: it is left out. A crash of
-    the machine can leave zeros, and anything else damages a line: it is named once and left out.
+    the machine can leave zeros, which do no harm. Any other damaged line is left out, and its
+    position is printed once.
     """
     if not path.exists():
         return
@@ -166,8 +167,8 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             record = _record(line)
             if record is not None:
                 yield record, offset
-            elif (path, offset) not in _named:
-                _named.add((path, offset))
+            elif (path, offset) not in _reported:
+                _reported.add((path, offset))
                 print(
                     f"mixerbench: {path} has a damaged line at byte {offset - len(line)}, which is "
                     "left out; what stands before and behind it counts.",
@@ -175,8 +176,8 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
                 )
 
 
-_named: set[tuple[Path, int]] = set()
-"""The damaged lines that this process has told of."""
+_reported: set[tuple[Path, int]] = set()
+"""The damaged lines that this process has reported: path, and byte behind the line."""
 
 _FIELDS: dict[str, dict[str, type]] = {
     "start": {"label": str, "total_steps": int},
@@ -191,7 +192,7 @@ _MOST = 2**53  # a time in milliseconds, or a step
 
 
 def _record(line: bytes) -> Record | None:
-    """What a line says; None: it is damaged, or no record."""
+    """The record in a line; None: the line is damaged, or no record."""
     try:
         record = json.loads(line.strip(b"\0"))
     except (ValueError, RecursionError):

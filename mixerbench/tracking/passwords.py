@@ -1,4 +1,4 @@
-"""Passwords in addresses of stores: no log, record or page repeats them."""
+"""Removes passwords from addresses of stores before these are logged, recorded or shown."""
 
 import re
 from typing import Any, Final

@@ -26,7 +26,7 @@ _SQLITE_MAGIC = b"SQLite format 3\x00"
 def resolve_uri(uri: str | None) -> str:
     """An absolute tracking URI: the setting, else $MLFLOW_TRACKING_URI, else ./mlflow.db.
 
-    ``mlflow ui``, started in the same folder, opens the last one by itself.
+    ``mlflow ui`` finds ./mlflow.db by itself when it is started in the same folder.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     if uri.startswith(_SQLITE):
@@ -103,7 +103,8 @@ class Store:
 
     def __init__(self, uri: str, timeout_seconds: float) -> None:
         # MLflow's own defaults wait for 247 seconds, and repeating a call whose answer was lost
-        # makes a second run. The upload asks again by itself, and looks first what is there.
+        # makes a second run. The upload repeats a call by itself, and first looks whether it has
+        # succeeded.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(max(timeout_seconds, 1))))
         for chatty in ("mlflow", "alembic"):  # they announce every table of a new store
@@ -140,8 +141,8 @@ class Store:
     def _find_or_make(self, name: str) -> tuple[str, Mapping[str, str]]:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             options: dict[str, Any] = {}
             if self.uri.startswith(_SQLITE):
                 # MLflow would write artifacts below the folder that this process is in.
@@ -151,19 +152,19 @@ class Store:
             except MlflowException:
                 if self.client.get_experiment_by_name(name) is None:
                     raise  # else another process was faster
-            found = self.client.get_experiment_by_name(name)
-            assert found is not None
-        identifier = str(found.experiment_id)
-        if found.lifecycle_stage == "deleted":
+            experiment = self.client.get_experiment_by_name(name)
+            assert experiment is not None
+        identifier = str(experiment.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(identifier)
-        return identifier, found.tags
+        return identifier, experiment.tags
 
 
 def _make(path: Path) -> None:
-    """A new SQLite store, whole or not at all.
+    """Make a new SQLite store; after an interruption there is none rather than half of one.
 
     MLflow makes its tables in many steps. Killed between two of them, it leaves a store that
-    nobody can open again, so it works beside the place.
+    nobody can open again, so it works on another file, which is then moved.
     """
     from mlflow import MlflowClient
 

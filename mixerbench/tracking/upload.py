@@ -46,7 +46,10 @@ class Upload:
     """
 
     def __init__(self, folder: Path, tracking: Tracking) -> None:
-        """ValueError: the folder's run.json is damaged, or none of ours."""
+        """
+        Raises:
+            Refusal: the folder's run.json is damaged, or is not one of mixerbench.
+        """
         self.folder = folder
         self._tracking = tracking
         self._store: Store | None = None
@@ -55,7 +58,7 @@ class Upload:
         self._offset = 0
         self.uri = resolve_uri(tracking.uri)
         self.run_id: str | None = None
-        self._own_run: str | None = None  # which is known to be of this folder
+        self._own_run: str | None = None  # the run_id, once it is known to belong to this folder
         self._recall()
 
     def is_complete(self) -> bool:
@@ -110,9 +113,9 @@ class Upload:
                 self._delete_doubles(client, run_id)
 
     def _acceptable(self, record: Record) -> dict[str, Any]:
-        """The values of a record that MLflow can keep; a journal may be damaged, or a stranger's.
+        """The values of a record that MLflow accepts; a journal may be damaged, or from a stranger.
 
-        One that it refused would keep all that comes after it out of the store.
+        One value that MLflow refused would keep everything after it out of the store.
         """
         kept = {}
         for key, value in record.get("values", {}).items():
@@ -129,18 +132,21 @@ class Upload:
                 kept[key] = value
         return kept
 
-    def _file(self, name: str, place: str) -> Path | None:
+    def _file(self, name: str, target: str) -> Path | None:
         """A file below the run's folder, links resolved, that a record wants to be uploaded.
 
-        A checkpoint may be gone, replaced by a newer one. What lies elsewhere is nobody's to send:
-        a journal that a stranger wrote could list anything.
+        None if it is gone, as a checkpoint that a newer one has replaced. Files elsewhere are not
+        sent: a journal from a stranger could list any file.
+
+        Args:
+            target: the folder of the store that the record asks for.
         """
-        if "\0" in name + place:
+        if "\0" in name + target:
             self._refuse(f"the file {name!r:.200}: that is no name")
             return None
         path = self.folder / name
         inside = path.resolve().is_relative_to(self.folder.resolve())
-        below = ".." not in Path(place).parts and not Path(place).is_absolute()
+        below = ".." not in Path(target).parts and not Path(target).is_absolute()
         if not inside or not below or ".." in Path(name).parts:
             self._refuse(f"the file {name!r:.200}: only those below {self.folder} are uploaded")
         elif path.exists() and not path.is_file():
@@ -165,11 +171,11 @@ class Upload:
         if self.run_id is None:
             run = self._run
             experiment = store.experiment(run["experiment"], run["protocol"], run["description"])
-            # A run that was made just before this process died is found again.
-            found = self._find(client, experiment)
+            # An earlier process may have made the run and died before it wrote that down.
+            existing = self._find(client, experiment)
             self.run_id = (
-                found[0]
-                if found
+                existing[0]
+                if existing
                 else client.create_run(
                     experiment, start_time, {keys.Tag.UID: run["uid"]}, run["name"]
                 ).info.run_id
@@ -180,25 +186,25 @@ class Upload:
 
     def _find(self, client: Any, experiment: str) -> list[str]:
         """The MLflow runs that were made for this folder."""
-        found = client.search_runs([experiment], f"tags.`{keys.Tag.UID}` = '{self._run['uid']}'")
-        return [run.info.run_id for run in found]
+        runs = client.search_runs([experiment], f"tags.`{keys.Tag.UID}` = '{self._run['uid']}'")
+        return [run.info.run_id for run in runs]
 
     def _delete_doubles(self, client: Any, run_id: str) -> None:
-        """A server that was too slow made an empty run for every time that it was asked."""
+        """Delete the empty runs that a slow server has made for requests that were repeated."""
         for other in self._find(client, client.get_run(run_id).info.experiment_id):
             if other != run_id:
                 client.delete_run(other)
 
     def _recall(self) -> None:
-        """Go on where this process or another one has come to."""
+        """Go on from the point that this process or another one has reached."""
         state = read_cursor(self.folder)
         if state is None or state["uri"] != without_password(self.uri):
-            return  # never written, damaged, or of another store: what is there already is found
+            return  # never written, damaged, or of another store: the store itself is asked later
         self._offset = max(self._offset, state["offset"])
         self.run_id = state["run_id"]
 
     def _check_run(self) -> None:
-        """Begin anew where the cursor names the run of another folder: a stranger may say so."""
+        """Start from the beginning if the cursor, a file that may be copied, names another run."""
         if self.run_id is None or self.run_id == self._own_run:
             return
         tags = self._open().client.get_run(self.run_id).data.tags
@@ -219,7 +225,7 @@ def _text(value: Any) -> str:
 
 
 def read_cursor(folder: Path) -> dict[str, Any] | None:
-    """How far a run's journal was uploaded, and where to; None: not at all, or nobody knows."""
+    """How far a run's journal was uploaded, and to which store; None: not at all, or unknown."""
     try:
         state = json.loads((folder / CURSOR_FILE).read_text())
         uri, run_id, offset = state["uri"], state["run_id"], state["offset"]
@@ -232,7 +238,7 @@ def read_cursor(folder: Path) -> dict[str, Any] | None:
 
 
 def sync_command(folder: Path, uri: str | None) -> str:
-    """What uploads the rest of a run to where it was meant to go, on this command line."""
+    """The command that uploads the rest of a run to its store."""
     wanted = resolve_uri(uri)
     more = f" --uri {shlex.quote(without_password(wanted))}" if wanted != resolve_uri(None) else ""
     return f"mixerbench sync {shlex.quote(str(folder))}{more}"
@@ -241,15 +247,15 @@ def sync_command(folder: Path, uri: str | None) -> str:
 def _read_run(path: Path) -> dict[str, str]:
     try:
         run = json.loads(path.read_text())
-        found = {key: run[key] for key in ("experiment", "protocol", "description", "uid", "name")}
-        if not all(isinstance(value, str) for value in found.values()):
+        fields = {key: run[key] for key in ("experiment", "protocol", "description", "uid", "name")}
+        if not all(isinstance(value, str) for value in fields.values()):
             raise Refusal("a value is no text")
-        if not re.fullmatch(r"[\w-]{1,64}", found["uid"]):
+        if not re.fullmatch(r"[\w-]{1,64}", fields["uid"]):
             raise Refusal("its uid is none of ours")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise Refusal(f"{path} is damaged, or no run's ({reason}).") from None
-    return found
+    return fields
 
 
 class BackgroundUpload:
@@ -287,7 +293,7 @@ class BackgroundUpload:
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:
-    """Records in order, as many at once as one call may hold metrics."""
+    """Groups of records, in order; each holds at most as many metrics as MLflow takes in a call."""
     batch: list[Record] = []
     size, end = 0, 0
     for record, offset in records:

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, all tensors and a JSON header, no code.
 
-A file is written beside its place, flushed to the disk and renamed, so a name that ends
-in ``.safetensors`` was whole once. A checksum of header and tensors finds what a disk or a
-copy has done to it since.
+A file is written under another name, flushed to the disk and renamed: one whose name ends in
+``.safetensors`` was complete when it was written. A checksum of header and tensors finds damage
+that came later.
 """
 
 import errno
@@ -29,7 +29,7 @@ _LONGEST_HEADER = 16_000_000  # characters; ours have some ten thousand
 
 
 class DamagedError(Refusal):
-    """A file that cannot be read, or not as it was written."""
+    """A file that cannot be read, or that has changed since it was written."""
 
 
 def save(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
@@ -66,10 +66,10 @@ def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        whole = tensor.detach().contiguous()
-        apart[name] = whole.clone() if place in seen else whole
-        seen.add(place)
+        storage = tensor.untyped_storage().data_ptr()
+        values = tensor.detach().contiguous()
+        apart[name] = values.clone() if storage in seen else values
+        seen.add(storage)
     return apart
 
 
@@ -94,18 +94,18 @@ def load(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
 
     metadata = _metadata(path)
     text = metadata.get(_HEADER, "{}")
-    about = _about(path, text)
+    parsed = _parse_header(path, text)
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     written = metadata.get(_CHECKSUM)
-    if written is not None and written != (found := _checksum(text, tensors)):
+    if written is not None and written != (now := _checksum(text, tensors)):
         raise DamagedError(
             f"the checkpoint {path} is damaged: it was written with checksum {written} and now "
-            f"has {found}. Use an earlier one, or a copy."
+            f"has {now}. Use an earlier one, or a copy."
         )
-    return tensors, about
+    return tensors, parsed
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -114,19 +114,19 @@ def header(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: it is no readable safetensors file.
     """
-    return _about(path, _metadata(path).get(_HEADER, "{}"))
+    return _parse_header(path, _metadata(path).get(_HEADER, "{}"))
 
 
-def _about(path: Path, text: str) -> dict[str, Any]:
+def _parse_header(path: Path, text: str) -> dict[str, Any]:
     if len(text) > _LONGEST_HEADER:
         raise _unreadable(path, f"its header of {len(text):,} characters is none of ours")
     try:
-        about = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
-    if not isinstance(about, dict):
+    if not isinstance(parsed, dict):
         raise _unreadable(path, "its header is no JSON object")
-    return about
+    return parsed
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -41,7 +41,7 @@ _PROTOCOL = "protocol_fingerprint"
 
 
 def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" = None) -> None:
-    """Fill in what only data and teacher can tell; from here on the fingerprint is final.
+    """Fill in what depends on data and teacher; after this the fingerprint is final.
 
     Args:
         teacher: the recipe's, if it is loaded already: pretrained weights change with timm.
@@ -74,9 +74,9 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
 
 
 def identity_of(settings: Settings) -> dict[str, Any]:
-    """What makes a run this run and no other: a checkpoint and a resume must agree in it.
+    """What tells a run from all others: a checkpoint is resumed only by a run of the same identity.
 
-    Final once the protocol is complete.
+    Final once the protocol is ``complete``.
     """
     return {
         _PROTOCOL: protocol_fingerprint(settings.protocol),
@@ -96,9 +96,9 @@ def header_of(settings: Settings) -> dict[str, Any]:
 def open_folder(settings: Settings) -> tuple[Path, AcquireReturnProxy[FileLock]]:
     """The folder to train in, and its lock against a second process: a context to leave.
 
-    ``run.resume`` decides: a new folder, the newest unfinished one of these settings, or
-    the one that it names. A launch that has been restarted goes on with its own. A finished one
-    is opened only if MLflow has not got everything of it.
+    ``run.resume`` decides: a new folder, the newest unfinished one of these settings, or the one
+    that it names. A launch that was restarted continues its own folder. A finished folder is
+    opened only if its upload to MLflow is incomplete.
 
     Raises:
         Refusal: the named folder holds another run, a finished one, or is in use.
@@ -125,20 +125,20 @@ def find_folders(root: str, identities: Sequence[dict[str, Any]]) -> list[list[P
     paths = Path(root).expanduser().absolute().glob(f"*/*/{RUN_FILE}")
     there = [path for path in paths if path.is_file()]
     newest_first = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
-    found: list[list[Path]] = [[] for _ in identities]
+    folders: list[list[Path]] = [[] for _ in identities]
     for path in newest_first:
         content = _identity_in(path)
-        for folders, identity in zip(found, identities, strict=True):
+        for of_identity, identity in zip(folders, identities, strict=True):
             if all(content.get(key) == value for key, value in identity.items()):
-                folders.append(path.parent)
-    return found
+                of_identity.append(path.parent)
+    return folders
 
 
-_named: set[Path] = set()
+_reported: set[Path] = set()
 
 
 def _identity_in(path: Path) -> dict[str, Any]:
-    """What a run.json says; nothing, and a line that names it, where a crash has emptied it."""
+    """The content of a run.json; {} if a crash has damaged it, which is printed once."""
     try:
         content = json.loads(path.read_text())
         if isinstance(content, dict):
@@ -146,8 +146,8 @@ def _identity_in(path: Path) -> dict[str, Any]:
         reason = "no mapping"
     except (OSError, ValueError, RecursionError) as error:
         reason = first_line(error)
-    if path not in _named:
-        _named.add(path)
+    if path not in _reported:
+        _reported.add(path)
         print(f"mixerbench: {path} is set aside, it is damaged ({reason}).", file=sys.stderr)
     return {}
 
@@ -223,19 +223,19 @@ def _to_continue(settings: Settings, identity: dict[str, Any]) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        found = _newest_unfinished(settings, identity)
-        if found is None:
+        unfinished = _newest_unfinished(settings, identity)
+        if unfinished is None:
             _say_why_not_continued(settings, identity)
-        return found
+        return unfinished
     folder = Path(resume)
     _check_resumable(folder, settings, identity)
     return folder
 
 
 def _newest_unfinished(settings: Settings, identity: dict[str, Any]) -> Path | None:
-    """The newest run that is not trained to its end; without one, if its upload is not, the newest.
+    """The newest run whose training is not finished, else the newest if its upload is not.
 
-    A process that was killed between the two has nothing left to train.
+    A process that was killed between training and upload has nothing left to train.
     """
     (folders,) = find_folders(settings.run.root, [identity])
     for folder in folders:
@@ -271,7 +271,7 @@ def _images_changed(folder: Path, settings: Settings) -> str | None:
     """How its images differ from those of these settings; None if more differs, or nothing."""
     try:
         before = read_settings(folder).protocol.data
-    except Exception:  # of a damaged file: another reason is told
+    except Exception:  # of a damaged file: the caller gives another reason
         return None
     now = settings.protocol.data
     same = dataclasses.replace(now, digest=before.digest, content=before.content)
@@ -296,7 +296,7 @@ def _only_plugins_differ(folder: Path, settings: Settings) -> bool:
         return model != settings.model and all(
             model[part] == settings.model[part] for part in PARTS
         )
-    except Exception:  # of an old or a damaged file: another reason is told
+    except Exception:  # of an old or a damaged file: the caller gives another reason
         return False
 
 

@@ -1,6 +1,6 @@
-"""The processes that train one run together, and what they tell each other.
+"""The processes that train one run together, and the messages between them.
 
-Messages between them go through gloo, from memory to memory: none waits for a GPU.
+Messages go through gloo, from memory to memory: none waits for a GPU.
 """
 
 import os
@@ -54,7 +54,7 @@ class Group:
         return torch.device("cuda", self.local_rank) if device.type == "cuda" else device
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value, to everybody, in the order of the ranks."""
+        """The values of all processes, in the order of their ranks; every process gets all."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -62,7 +62,7 @@ class Group:
         return values
 
     def largest(self, number: int) -> int:
-        """The largest of everybody's numbers, to everybody."""
+        """The largest of all processes' numbers; every process gets it."""
         if self.size == 1:
             return number
         tensor = torch.tensor(number)
@@ -70,28 +70,28 @@ class Group:
         return int(tensor)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Everybody works; what stops one stops all, with the same message.
+        """Every process calls ``work``; an error in one stops all, with the same message.
 
         Raises:
-            Refusal, TrainingStopped: the first one that anybody met.
+            Refusal, TrainingStopped: the one of the lowest rank.
         """
         value, error = None, None
         try:
             value = work()
-        except (Refusal, TrainingStopped) as met:
-            error = met
-        met_by_anybody = next((one for one in self.gather(error) if one is not None), None)
-        if met_by_anybody is not None:
-            raise met_by_anybody
+        except (Refusal, TrainingStopped) as own:
+            error = own
+        first = next((other for other in self.gather(error) if other is not None), None)
+        if first is not None:
+            raise first
         return value  # type: ignore[return-value]  # None only where work returns it
 
     def first(self, work: Callable[[], T]) -> T:
-        """The first process works, and everybody gets what it returns or raises."""
+        """Only the first process calls ``work``; all get what it returns or raises."""
         value = self.together(lambda: work() if self.is_first else None)
         return self.gather(value)[0]  # type: ignore[return-value]
 
     def share_buffers(self, *modules: nn.Module) -> None:
-        """Everybody's buffers become those of the first process."""
+        """Copy the first process's buffers of ``modules`` to all processes."""
         if self.size > 1:
             for module in modules:
                 for buffer in module.buffers():
@@ -105,8 +105,8 @@ ALONE = Group()
 def join() -> Iterator[Group]:
     """The group that an elastic agent, torchrun or srun has put this process into.
 
-    An exception that is not everybody's leaves without a word: the others notice the closed
-    connection, and whoever started them restarts all.
+    An exception of this process alone ends it without telling the others: they notice the
+    closed connection, and the launcher restarts all.
     """
     place = find_place()
     group = Group(*place) if place is not None else ALONE

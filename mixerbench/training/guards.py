@@ -25,10 +25,10 @@ def check_pixels(
     Raises:
         TrainingStopped: one has other pixels now.
     """
-    found = torch.full((len(images.targets),), UNREADABLE, dtype=torch.int64)
-    found[evaluation.indices] = evaluation.checksums
-    known = state.val_checksums if len(state.val_checksums) else found
-    changed = (found != known) & (found != UNREADABLE) & (known != UNREADABLE)
+    checksums = torch.full((len(images.targets),), UNREADABLE, dtype=torch.int64)
+    checksums[evaluation.indices] = evaluation.checksums
+    known = state.val_checksums if len(state.val_checksums) else checksums
+    changed = (checksums != known) & (checksums != UNREADABLE) & (known != UNREADABLE)
     if changed.any():
         name = printable(images.name(int(changed.int().argmax())))
         others = int(changed.sum()) - 1
@@ -38,7 +38,7 @@ def check_pixels(
             f"of libraries decode it. Put back what was there and continue with run.resume={folder}"
             ", or start a new run."
         )
-    state.val_checksums = torch.where(found == UNREADABLE, known, found)
+    state.val_checksums = torch.where(checksums == UNREADABLE, known, checksums)
 
 
 def check_weights(model: nn.Module, step: int, saved: Path | None, group: Group) -> None:

@@ -1,4 +1,4 @@
-"""The losses of a run, from the device to the log; it stops where one is no number."""
+"""The losses of a run on their way from the device to the log; one that is no number stops it."""
 
 import json
 import time
@@ -47,8 +47,8 @@ class LossWatch:
         """The losses of all virtual ranks that are not in the log yet, step by step.
 
         Raises:
-            TrainingStopped: one is not finite; its step and images are written down and named.
-                Or more images cannot be read than the protocol allows.
+            TrainingStopped: a loss is not finite (its step and images are written to a file), or
+                more images cannot be read than the protocol allows.
         """
         own = torch.stack(self._losses).double().cpu() if self._losses else torch.empty(0)
         own = own.view(-1, len(self._order.own_ranks))

@@ -88,13 +88,13 @@ def _sharded(
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (group.size,))
-    ema.foreach = False  # whole buffers and parts of parameters do not mix in one call
+    ema.foreach = False  # one call cannot mix full buffers with parts of parameters
     for root in (model, ema.module):
         for part in root.modules():
             if isinstance(part, Block | Bottleneck):
                 fully_shard(part, mesh=mesh)
         fully_shard(root, mesh=mesh)
-    # Every micro-batch is reduced at once: keeping whole gradients would cost what was saved.
+    # Reduced after every micro-batch: full gradients would need the memory that FSDP saves.
     return lambda images, last: model(images)
 
 

@@ -32,7 +32,7 @@ def installed_packages() -> str:
 
 
 def command(settings: Settings) -> str:
-    """What trains this one run again; a password is the user's to add."""
+    """The command that trains this run again, without passwords."""
     return shlex.join(["mixerbench", "train", *map(without_password, settings.overrides)])
 
 
@@ -49,7 +49,7 @@ def git_state() -> tuple[str, bool] | None:
     package = Path(mixerbench.__file__).resolve().parent
     try:
         # Fails where git knows nothing of the file: the package is installed, and a repository
-        # around it is somebody else's.
+        # around it belongs to another project.
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         root = Path(_git(package, "rev-parse", "--show-toplevel"))
         if root != package.parent:  # a copy inside of another project

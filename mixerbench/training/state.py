@@ -20,7 +20,7 @@ _BEST = "best_top1"
 
 @dataclass
 class Progress:
-    """The numbers beside the tensors."""
+    """The part of the state that is no tensor."""
 
     step: int = 0  # optimizer steps done
     training_seconds: float = 0.0
@@ -45,8 +45,8 @@ _NONE = torch.empty(0, dtype=torch.int64)
 class TrainingState:
     """Weights, their moving average, the optimizer, the loss scaler, and the progress.
 
-    There are no random states in it: every draw is a function of the seed and the step. Nor
-    does a file of it tell how many processes wrote it, and how: any number can go on from it.
+    There are no random states in it: every draw is a function of the seed and the step. Its
+    files do not depend on the number of processes that write them: any number can go on.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class TrainingState:
         self.progress = Progress()
         self.val_checksums = _NONE  # of every validation image, once they were evaluated
 
-    def save(self, folder: Path, about: dict[str, Any], keep: int, group: Group = ALONE) -> Path:
-        """Write a checkpoint of this step, ``about`` in its header; older than ``keep`` go.
+    def save(
+        self, folder: Path, run_header: dict[str, Any], keep: int, group: Group = ALONE
+    ) -> Path:
+        """Write a checkpoint of this step, ``run_header`` in its header; keep the newest ``keep``.
 
         Raises:
             TrainingStopped: it cannot be written; the earlier ones are as they were.
@@ -80,7 +82,7 @@ class TrainingState:
             for name, tensor in checkpoint.with_prefix(part, content).items()
         }
         header = {
-            **about,
+            **run_header,
             "progress": self.progress.as_header(),
             "optimizer": optimizer_rest,
             "scaler": self.scaler.state_dict(),

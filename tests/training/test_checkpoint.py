@@ -205,7 +205,7 @@ def test_a_loaded_state_goes_on_like_the_saved_one(
     saved, loaded = _state(plain, optimizer), _state(plain, optimizer)
     for seed in range(3):
         _step(saved, seed)
-    saved.progress.best_top1, saved.progress.training_seconds = 61.5, 12.25
+    saved.progress.best, saved.progress.training_seconds = 61.5, 12.25
     path = saved.save(tmp_path, {"identity": IDENTITY}, keep=2)
     assert path == checkpoint.path_of(tmp_path, 3)
 
