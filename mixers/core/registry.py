@@ -51,7 +51,7 @@ class Registry(Generic[T]):
         self._facts = facts
         self._classes: dict[str, type[T]] = {}
         self._listeners: list[Callable[[str], None]] = []
-        self._is_complete = False
+        self._searched: list[str] = []  # sys.path when installed packages were looked for
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """The decorator that makes a class known as ``name``.
@@ -135,8 +135,8 @@ class Registry(Generic[T]):
         return self.get(name)(*args, **options)
 
     def _import_all(self) -> None:
-        """Once is enough: looking for installed packages takes longer than building a model."""
-        if self._is_complete:
+        """Once for each ``sys.path``: looking for packages takes longer than building a model."""
+        if self._searched == sys.path:
             return
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
@@ -146,7 +146,7 @@ class Registry(Generic[T]):
                 importlib.import_module(point.module)
             except (Exception, SystemExit) as error:
                 raise broken_code(described(point), error) from error
-        self._is_complete = True
+        self._searched = list(sys.path)
 
 
 ALONE = Place(block=0, depth=1, block_in_stage=0, stage=0)
