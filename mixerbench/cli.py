@@ -184,10 +184,10 @@ recipe.x stands for protocol.recipe.x, data.x for protocol.data.x.
         resolved = masked(dataclasses.asdict(compose.compose(options.settings, comment)))
         print(yaml.safe_dump(resolved, sort_keys=False), end="")
         return
-    from mixerbench.training.place import find_place
+    from mixerbench.training.launch import find_rank
 
     match = Matcher(prepare=_ready)
-    if find_place() is not None:
+    if find_rank() is not None:
         if options.multirun:
             raise Refusal("a sweep starts its own processes: run it without torchrun or srun.")
         from mixerbench.launching.rank import train_as_rank
@@ -252,9 +252,9 @@ examples:
         raise Refusal(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
     from mixerbench.launching.size_matching import Matcher
     from mixerbench.launching.suite import read_suite
-    from mixerbench.training.place import find_place
+    from mixerbench.training.launch import find_rank
 
-    if find_place() is not None:
+    if find_rank() is not None:
         raise Refusal("a suite starts its own processes: run it without torchrun or srun.")
     others = [setting for setting in given if not setting.startswith("suite=")]
     suite = read_suite(places[0], others, Matcher(prepare=_ready))

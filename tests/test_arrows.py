@@ -138,7 +138,7 @@ LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mix
          "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local",
          "mixerbench.launching.job", "mixerbench.launching.size_matching",
          "mixerbench.launching.suite", "mixerbench.launching.table", "mixerbench.commands.suite",
-         "mixerbench.training.place", "mixerbench.objectives.objective",
+         "mixerbench.training.launch", "mixerbench.objectives.objective",
          "mixers.core.catalog", "mixers.core.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""
 

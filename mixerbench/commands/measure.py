@@ -29,7 +29,7 @@ from mixerbench.errors import (
     is_out_of_memory,
 )
 from mixerbench.measure.interleaved import Counted, count, measure_interleaved
-from mixerbench.measure.profile import Measures
+from mixerbench.measure.model_costs import Measures
 from mixerbench.measure.speed import Spread
 from mixerbench.models.build import build_model
 from mixerbench.tracking.keys import Artifact, Metric, Param

@@ -17,7 +17,7 @@ from mixerbench.config.sources import known_classes
 from mixerbench.devices import choose_device
 from mixerbench.measure.breakdown import Breakdown, OperatorCost, PartCost, break_down
 from mixerbench.measure.flops import CONVENTION, count_macs
-from mixerbench.measure.profile import Measures, measure_model
+from mixerbench.measure.model_costs import Measures, measure_model
 from mixerbench.models.build import build_model
 from mixers.core.conformance import check_mixers
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from mixerbench.config.presets import PRESETS, TWICE, Preset, find_preset
 from mixerbench.errors import Refusal
 from mixerbench.measure.flops import CONVENTION, count_macs, macs_by_formula, on_cpu
-from mixerbench.measure.profile import count_parameters
+from mixerbench.measure.model_costs import count_parameters
 from mixerbench.models import create_model
 
 IMAGE_SIZE = 224  # pixels; of every published figure

@@ -87,7 +87,7 @@ class _Counter:
             ValueError: the model does not take this size, or cannot be counted.
         """
         from mixerbench.measure.flops import count_macs, on_cpu
-        from mixerbench.measure.profile import count_parameters
+        from mixerbench.measure.model_costs import count_parameters
         from mixers.core.conformance import check_mixers
 
         model = self._build(size)

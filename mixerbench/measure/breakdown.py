@@ -29,8 +29,8 @@ from mixerbench.devices import autocast
 from mixerbench.measure._state import cross_entropy, images_shape, measuring, without_a_trace
 from mixerbench.measure.flops import MacCount, count_macs
 from mixerbench.measure.memory import MIB
+from mixerbench.measure.model_costs import OWN, ModuleRow, count_parameters, module_rows, parts
 from mixerbench.measure.peak import peak_flops, training_flops
-from mixerbench.measure.profile import OWN, ModuleRow, count_parameters, module_rows, parts
 from mixerbench.measure.speed import Spread
 from mixerbench.models.parts import ChannelMixer
 from mixers import TokenMixer

@@ -18,7 +18,7 @@ from mixerbench.measure.energy import EnergyMeter, energy_counter
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.hardware import hardware_name
 from mixerbench.measure.memory import training_step_memory_mib
-from mixerbench.measure.profile import Measures, count_parameters
+from mixerbench.measure.model_costs import Measures, count_parameters
 from mixerbench.measure.speed import Spread, latency_ms, throughput
 
 ROUNDS: Final = 20

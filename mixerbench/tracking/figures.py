@@ -2,8 +2,8 @@
 
 Columns of tables and files, MLflow's views, the axes and lists of the pages, the glossary in the
 docs and the limits of what a run may claim all derive from these rows. A metric whose name begins
-with ``measure/`` is logged by itself: the field of `mixerbench.measure.profile.Measures` that has
-the figure's name holds its value.
+with ``measure/`` is logged by itself: the field of `mixerbench.measure.model_costs.Measures` that
+has the figure's name holds its value.
 """
 
 import math

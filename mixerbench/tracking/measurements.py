@@ -13,7 +13,7 @@ from mixerbench.tracking.keys import MEASUREMENT, SCHEMA_VERSION, Artifact, Metr
 from mixerbench.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mixerbench.measure.profile import Measures
+    from mixerbench.measure.model_costs import Measures
 
 EXPERIMENT: Final = "mixerbench-measurements"
 DESCRIPTION: Final = f"""\

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixerbench.config.schema import Settings
 from mixerbench.files import to_disk
-from mixerbench.measure.profile import measure_model
+from mixerbench.measure.model_costs import measure_model
 from mixerbench.models.build import build_model
 from mixerbench.objectives import objective_of
 from mixerbench.tracking.journal import Journal

@@ -28,7 +28,7 @@ from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
 from mixerbench.tracking.passwords import masked
 from mixerbench.tracking.upload import RUN_FILE, Upload
-from mixerbench.training.place import launch_id, may_be_a_restart
+from mixerbench.training.launch import launch_id, may_be_a_restart
 
 if TYPE_CHECKING:
     from torch import nn

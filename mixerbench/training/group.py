@@ -17,7 +17,7 @@ from torch import nn
 from mixerbench.devices import choose_device
 from mixerbench.errors import Refusal, TrainingStopped
 from mixerbench.stopping import deadly_signals
-from mixerbench.training.place import find_place
+from mixerbench.training.launch import find_rank
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # the first process may evaluate, write and upload meanwhile
@@ -108,8 +108,8 @@ def join() -> Iterator[Group]:
     An exception of this process alone ends it without telling the others: they notice the
     closed connection, and the launcher restarts all.
     """
-    place = find_place()
-    group = Group(*place) if place is not None else ALONE
+    rank = find_rank()
+    group = ALONE if rank is None else Group(*rank)
     if group.size == 1:
         yield group
         return

@@ -15,7 +15,7 @@ from mixerbench.config.schema import Settings, build, fingerprint
 from mixerbench.launching.size_matching import Matcher
 from mixerbench.launching.suite import read_suite
 from mixerbench.measure.flops import count_macs
-from mixerbench.measure.profile import count_parameters
+from mixerbench.measure.model_costs import count_parameters
 from mixerbench.models.build import build_model
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.tracking.keys import Metric, Tag

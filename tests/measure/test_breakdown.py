@@ -12,8 +12,8 @@ from mixerbench import create_model
 from mixerbench.measure.breakdown import OPERATORS, OTHERS, Breakdown, break_down
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.memory import MIB
+from mixerbench.measure.model_costs import OWN, count_parameters
 from mixerbench.measure.peak import peak_flops, training_flops
-from mixerbench.measure.profile import OWN, count_parameters
 from mixers import TokenGrid, TokenMixer
 
 MICRO = {"image_size": 32, "patch_size": 4, "num_classes": 10}

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixerbench.measure import energy, profile
 from mixerbench.measure.energy import EnergyMeter, NvmlCounter, RaplCounter, energy_counter
-from mixerbench.measure.profile import measure_model
+from mixerbench.measure.model_costs import measure_model
 from mixerbench.measure.speed import throughput
 
 CPU = {"precision": "fp32", "device": "cpu"}

@@ -11,7 +11,7 @@ from mixerbench import create_model
 from mixerbench.measure import interleaved
 from mixerbench.measure.flops import count_macs
 from mixerbench.measure.interleaved import ROUNDS, Counted, count, measure_interleaved
-from mixerbench.measure.profile import count_parameters
+from mixerbench.measure.model_costs import count_parameters
 from mixerbench.measure.speed import Spread
 
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}

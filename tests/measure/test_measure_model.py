@@ -9,7 +9,7 @@ from torch import nn
 
 from mixerbench import create_model
 from mixerbench.measure.flops import count_macs
-from mixerbench.measure.profile import OWN, count_parameters, measure_model, module_rows
+from mixerbench.measure.model_costs import OWN, count_parameters, measure_model, module_rows
 
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -65,7 +65,7 @@ def test_the_package_imports_without_fvcore_timm_and_psutil():
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['fvcore', 'timm', 'psutil']))\n"
-        "import mixerbench.measure.profile, mixerbench.measure.hardware\n"
+        "import mixerbench.measure.model_costs, mixerbench.measure.hardware\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,7 +5,7 @@ import runpy
 from pathlib import Path
 
 from leaderboard.ranking.columns import COLUMNS
-from mixerbench.measure.profile import Measures
+from mixerbench.measure.model_costs import Measures
 from mixerbench.tracking.figures import FIGURES, HEADLINE, MEASURED_BY_ITSELF
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from mixerbench.stopping import SIGNALS, Stop
 from mixerbench.tracking.journal import FILE_NAME, read
 from mixerbench.training import checkpoint, run, trainer
 from mixerbench.training.checkpoint import CHECKPOINTS
-from mixerbench.training.place import may_be_a_restart
+from mixerbench.training.launch import may_be_a_restart
 from mixerbench.training.run import run_training
 
 ROOT = Path(__file__).parents[2]

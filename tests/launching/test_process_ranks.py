@@ -1,10 +1,10 @@
-"""What the environment says of a process's place among others, right, half or wrong."""
+"""What the environment says of a process's rank among others, right, half or wrong."""
 
 from collections.abc import Callable
 
 import pytest
 
-from mixerbench.training.place import Place, find_place
+from mixerbench.training.launch import ProcessRank, find_rank
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
@@ -16,17 +16,17 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SLURM_JOB_ID",
         ("SLURM_JOB_ID=7", None),  # within sbatch's script
         ("SLURM_JOB_ID=7 SLURM_STEP_ID=0", None),
         ("SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=1", None),
-        ("RANK=0 WORLD_SIZE=1", Place(0, 1, 0)),
-        ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=localhost", Place(3, 4, 1)),
-        ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 SLURM_JOB_ID=7", Place(3, 4, 1)),
+        ("RANK=0 WORLD_SIZE=1", ProcessRank(0, 1, 0)),
+        ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 MASTER_ADDR=localhost", ProcessRank(3, 4, 1)),
+        ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 SLURM_JOB_ID=7", ProcessRank(3, 4, 1)),
         (
             "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=1 SLURM_LOCALID=1",
-            Place(1, 2, 1),
+            ProcessRank(1, 2, 1),
         ),
     ],
 )
-def test_a_place_is_read_as_it_is_said(environment: str, expected: Place | None) -> None:
-    assert find_place(dict(one.split("=") for one in environment.split())) == expected
+def test_a_rank_is_read_as_it_is_said(environment: str, expected: ProcessRank | None) -> None:
+    assert find_rank(dict(one.split("=") for one in environment.split())) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_place_is_read_as_it_is_said(environment: str, expected: Place | None)
         ("SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=x", "SLURM_PROCID is missing"),
     ],
 )
-def test_half_a_place_is_refused_and_named(
+def test_half_a_rank_is_refused_and_named(
     environment: str,
     expected: str,
     refused: Callable[..., str],
