@@ -12,8 +12,8 @@ from mixerbench.errors import Refusal
 MAX_UNREADABLE_VAL: Final = 0.01
 """Share of the validation images at most, whatever ``data.max_corrupt`` says.
 
-They are left out of the accuracy. What is missing may all be of one class, and what can be said
-of two models shrinks with every image that only one of them has seen.
+Unreadable images are left out of the accuracy. They may all be of one class, and two models can be
+compared only on the images that both have seen.
 """
 
 
@@ -22,10 +22,10 @@ class TooManyCorruptError(Refusal):
 
 
 class CorruptImages:
-    """The images of one split that could not be read, as the main process sees them go by.
+    """The images of one split that could not be read, collected in the main process.
 
-    Each item of a loader says which image it stands for and what was really loaded, so it
-    does not matter in how many processes they were loaded.
+    Each item of a loader says which image was asked for and which one was loaded, so the number
+    of loader processes does not matter.
 
     Args:
         split: what the split is called in messages: train or val.
@@ -39,27 +39,27 @@ class CorruptImages:
 
     @property
     def indices(self) -> list[int]:
-        """In ascending order; what ``restore`` and ``merge`` take."""
+        """Of the unreadable images, in ascending order; what ``restore`` and ``merge`` take."""
         return sorted(self._indices)
 
     def add(self, indices: Tensor, sources: Tensor) -> None:
-        """Note which images of a batch were replaced. Both tensors lie on the CPU."""
+        """Note which images of a batch were replaced; both tensors are (B,), on the CPU."""
         replaced = indices[indices != sources]
         self._indices.update(replaced.tolist())
 
     def merge(self, indices: Iterable[int]) -> None:
-        """Add what other processes found."""
+        """Add the unreadable images of other processes."""
         self._indices.update(indices)
 
     def restore(self, indices: Iterable[int]) -> None:
-        """Go back to what was known when a run stopped."""
+        """Go back to the unreadable images that were known when a run stopped."""
         self._indices = set(indices)
 
     def check(self) -> None:
-        """Cheap enough for every batch, as long as nothing is wrong.
+        """Refuse to go on with too many unreadable images; cheap enough to call every batch.
 
         Raises:
-            TooManyCorruptError: how many, the first of them and why, and what to do.
+            TooManyCorruptError: how many there are, the first one and the reason, what to do.
         """
         count, total = len(self._indices), len(self._images.targets)
         if not count or count / total <= self._max_share:  # a product would round 29 of 100 off
@@ -92,4 +92,4 @@ class CorruptImages:
             self._images.load(index)
         except UnreadableImageError as error:
             return error.reason
-        return "it can be read now"  # a file system that was away, or a file that was mended
+        return "it can be read now"  # the file was repaired, or the file system is available again

@@ -8,9 +8,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mixerbench.data.jpeg import decode_jpeg
 from mixerbench.errors import Refusal
 
-# Pillow's limit protects servers from strangers' files, and these are the user's own. What is left
-# of it tells damaged headers: a warning above 2**29 pixels, refused above 2**30, 4 GiB as RGB.
-# It is set for the whole process because the transforms' crops are held to it as well.
+# Pillow's limit protects servers against malicious files; these files are the user's own. A high
+# limit still detects damaged headers: a warning above 2**29 pixels, an error above 2**30 (3 GiB as
+# RGB). It is set for the whole process because Pillow also checks the crops of transforms by it.
 Image.MAX_IMAGE_PIXELS = 2**29
 
 
@@ -23,10 +23,17 @@ class UnreadableImageError(Refusal):
 
 
 def decode(file: BinaryIO, exif_orientation: bool) -> np.ndarray:
-    """An image file of any kind as (height, width, 3) of uint8.
+    """Decode an image file of any format that Pillow reads.
+
+    Args:
+        file: open for reading bytes, at its beginning.
+        exif_orientation: turn the image upright as its EXIF tag says.
+
+    Returns:
+        (height, width, 3) of uint8: red, green, blue.
 
     Raises:
-        Exception: of nearly every kind, where the file is damaged.
+        Exception: nearly every kind, if the file is damaged.
     """
     data = file.read()
     # Where Pillow would find an orientation: an EXIF block, or XMP.
@@ -44,8 +51,8 @@ def decode(file: BinaryIO, exif_orientation: bool) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, exif_orientation: bool) -> Image.Image:
-    """The first frame; without its transparency, which is dropped and not blended."""
-    image.load()  # which turns TIFF files, whatever the setting
+    """The first frame as RGB. Transparency is dropped, not blended with a background."""
+    image.load()  # Pillow turns TIFF files here, whatever the setting
     if exif_orientation and (tag := _orientation(image)) in _TURNS:
         image = image.transpose(_TURNS[tag])
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow makes white of all above 255
@@ -70,15 +77,15 @@ def _orientation(image: Image.Image) -> Any:
     # ImageOps.exif_transpose rewrites all tags as well, and fails on those that are damaged.
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged metadata say nothing of the pixels
+    except Exception:  # damaged metadata do not mean damaged pixels
         return None
 
 
 def reason_of(error: Exception) -> str:
     """Why an image cannot be decoded, without its path."""
-    if isinstance(error, UnidentifiedImageError):  # of which the message is the path
+    if isinstance(error, UnidentifiedImageError):  # its message is only the path
         return "cannot be identified as an image"
-    if isinstance(error, OSError) and error.strerror:  # of which the message ends with the path
+    if isinstance(error, OSError) and error.strerror:  # its message ends with the path
         return error.strerror
     return f"{type(error).__name__}: {error}"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Images(Interface):
-    """One split of a data set."""
+    """One split of a data set: ``targets`` are class numbers, ``classes`` their names."""
 
     @property
     def targets(self) -> Sequence[int]: ...
@@ -27,19 +27,21 @@ class Images(Interface):
         ...
 
     def name(self, index: int) -> str:
-        """What the data set calls the image: its path, or its number."""
+        """The image's name in the data set: its path below the split, or its number."""
         ...
 
 
 @dataclass(frozen=True)
 class Splits:
+    """A data set: training and validation images, and what its fingerprint needs to know."""
+
     train: Images
     val: Images
     packed: str | None = None  # what packing did to the training images
     content: str | None = None  # beyond names and labels: files' sizes, or their generator
 
     def digest(self) -> str:
-        """16 hex digits of all names and labels of both splits."""
+        """16 hex digits that depend on all names, labels and their order, in both splits."""
         return self._digest
 
     @cached_property

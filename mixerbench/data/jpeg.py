@@ -4,15 +4,18 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-_COLORSPACES = ("YCbCr", "Gray")  # the others Pillow turns into RGB in its own ways
+_COLORSPACES = ("YCbCr", "Gray")  # Pillow converts others to RGB in its own ways
 
 
 def decode_jpeg(data: bytes | memoryview) -> np.ndarray | None:
-    """(height, width, 3) of uint8; None for everything that Pillow should judge.
+    """Decode a sound JPEG file in a common colour space; leave all others to Pillow.
 
-    That is what is no JPEG file, what is damaged in the least, too large by Pillow's limit, or in
-    rare colours. Both libraries are libjpeg-turbo with its accurate transform and smooth
-    upsampling; ``tests/data`` holds them equal.
+    Both libraries use libjpeg-turbo with its accurate transform and smooth upsampling; tests in
+    ``tests/data`` compare their pixels.
+
+    Returns:
+        (height, width, 3) of uint8. None if it is no JPEG file, is damaged in any way, is too
+        large by Pillow's limit, or has rare colours.
     """
     if bytes(data[:2]) != b"\xff\xd8":
         return None
@@ -21,7 +24,7 @@ def decode_jpeg(data: bytes | memoryview) -> np.ndarray | None:
         limit = Image.MAX_IMAGE_PIXELS
         if colorspace not in _COLORSPACES or (limit is not None and height * width > limit):
             return None
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")  # raises where it must guess
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")  # raises if it would have to guess
     except ValueError:
         return None
     return pixels

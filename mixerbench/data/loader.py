@@ -20,17 +20,17 @@ from mixerbench.recipe.pixels import Erased, EvalPixels, Normalize, TrainPixels
 
 MAX_WORKERS = 16
 UNREADABLE: Final = -1
-"""Instead of the checksum of an image that could not be read: the others are not below 0."""
+"""Stands for the checksum of an image that could not be read; real ones are 0 or more."""
 
-_REPLACEMENTS = 100  # tried for one image
+_REPLACEMENTS = 100  # tried for one unreadable image
 _NOTHING: Final = np.zeros((1, 1, 3), np.uint8)  # stands for a validation image
 
 
 class ImageBatch(NamedTuple):
     """What the model sees of some training images.
 
-    ``indices`` and ``sources`` differ where an image could not be read: image and target are
-    then its replacement's. Both lie on the CPU.
+    Where an image could not be read, another replaces it: ``indices`` has the unreadable one,
+    ``sources`` the one whose pixels and target are here. Both lie on the CPU.
     """
 
     images: Tensor  # (B, 3, H, W), normalised
@@ -42,8 +42,8 @@ class ImageBatch(NamedTuple):
 class EvalBatch(NamedTuple):
     """What the model sees of some validation images.
 
-    One that could not be read is black, so that the batch keeps its size, and its checksum is
-    ``UNREADABLE``: whoever counts leaves it out. ``indices`` and ``checksums`` lie on the CPU.
+    An image that could not be read is black, so that the batch keeps its size. Its checksum is
+    ``UNREADABLE``, and metrics leave it out. ``indices`` and ``checksums`` lie on the CPU.
     """
 
     images: Tensor  # (B, 3, H, W), normalised
@@ -56,29 +56,29 @@ Batch = TypeVar("Batch", ImageBatch, EvalBatch)
 
 
 class Chunk(NamedTuple):
-    """Images as a loader's process hands them over."""
+    """Images as a loader process hands them to the training process, all on the CPU."""
 
     pixels: Tensor  # (B, H, W, 3), uint8
-    targets: Tensor
-    indices: Tensor
-    loaded: Tensor  # the fourth column of the batches: sources or checksums
-    boxes: Tensor  # (boxes, 6): image, top, left, height, width, and where its noise begins
-    noise: Tensor  # of all boxes, (3, height, width) each, one behind the other
+    targets: Tensor  # (B,)
+    indices: Tensor  # (B,)
+    loaded: Tensor  # (B,), the fourth column of the batches: sources or checksums
+    boxes: Tensor  # (boxes, 6): image, top, left, height, width, offset of its noise
+    noise: Tensor  # flat: (3, height, width) values for each box
 
     def every(self, step: int, start: int) -> "Chunk":
         """Every ``step``-th image from ``start`` on."""
-        places = self.boxes[:, 0] - start
-        boxes = self.boxes[(places >= 0) & (places % step == 0)]
+        offsets = self.boxes[:, 0] - start
+        boxes = self.boxes[(offsets >= 0) & (offsets % step == 0)]
         boxes[:, 0] = (boxes[:, 0] - start) // step
         pixels, targets, indices, loaded = (column[start::step] for column in self[:4])
         return Chunk(pixels, targets, indices, loaded, boxes, self.noise)
 
 
-# --- what a loader's process does -------------------------------------------------------------
+# --- in a loader process ----------------------------------------------------------------------
 
 
 class _Training(Dataset[Chunk]):
-    """The chunks of ``Sample``s; the draws are the sample's own, its image replaced or not."""
+    """Augmented chunks; random draws depend on the ``Sample``, not on a replaced image."""
 
     def __init__(self, images: Images, transform: TrainPixels, seed: int) -> None:
         self._images, self._transform, self._seed = images, transform, seed
@@ -99,14 +99,14 @@ class _Training(Dataset[Chunk]):
 
 
 class _Evaluation(Dataset[Chunk]):
-    """The chunks of images by index, with a checksum of what was decoded."""
+    """Chunks of validation images, with a checksum of the pixels of each."""
 
     def __init__(self, images: Images, transform: EvalPixels) -> None:
         self._images, self._transform = images, transform
 
     def __getitems__(self, indices: Sequence[int]) -> Chunk:
         made, checksums = [], []
-        for index in indices:  # one whole image at a time: 256 photographs can take gigabytes
+        for index in indices:  # decoded one at a time: 256 photographs can take gigabytes
             try:
                 pixels = self._images.load(index)
                 checksum = zlib.crc32(np.ascontiguousarray(pixels).data)
@@ -119,10 +119,12 @@ class _Evaluation(Dataset[Chunk]):
 
 
 def _load(images: Images, index: int) -> tuple[np.ndarray, int]:
-    """The image and its index, or another's where it cannot be read: always the same one.
+    """The image's pixels and its index, or those of its replacement if it cannot be read.
+
+    An image's replacement is the same in every run and process.
 
     Raises:
-        UnreadableImageError: and neither can all that were tried in its place.
+        UnreadableImageError: the image and all replacements that were tried cannot be read.
     """
     source = index
     for attempt in range(_REPLACEMENTS):
@@ -163,18 +165,18 @@ def _chunk(
     )
 
 
-# --- what the training process does -----------------------------------------------------------
+# --- in the training process ------------------------------------------------------------------
 
 
 class _Batches(Generic[Batch]):
-    """Batches on the device, made of the chunks of a loader.
+    """Batches on the device, made from the chunks of a loader.
 
-    Beside a GPU the copy, and what follows it up to the batch, happen on a stream of their own:
-    while the GPU still computes the steps before.
+    On a GPU, copying and normalising happen on a stream of their own, while the GPU still
+    computes earlier steps.
 
     Args:
-        deal: the chunks of each batch, out of all.
-        kind: of batches.
+        deal: turns the stream of chunks into the chunks of each batch.
+        kind: ``ImageBatch`` or ``EvalBatch``.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class _Batches(Generic[Batch]):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield _arrived(batch, stream)
+            yield _on_current_stream(batch, stream)
 
     def _moved(self, chunk: Chunk) -> Chunk:
         pixels, noise = (
@@ -224,8 +226,8 @@ class _Batches(Generic[Batch]):
         return self._kind(images, targets.to(self._device, non_blocking=True), indices, loaded)
 
 
-def _arrived(batch: Batch, stream: torch.cuda.Stream) -> Batch:
-    """``batch``, which was made on ``stream``, for the current one."""
+def _on_current_stream(batch: Batch, stream: torch.cuda.Stream) -> Batch:
+    """``batch``, made on ``stream``, ready for use on the current stream."""
     current = torch.cuda.current_stream()
     current.wait_stream(stream)
     for tensor in (batch.images, batch.targets):
@@ -241,7 +243,7 @@ def train_loader(
     process: int = 0,
     processes: int = 1,
 ) -> tuple[Iterable[ImageBatch], SampleOrder]:
-    """This process's micro-batches on the device, in the order that is returned beside them."""
+    """This process's training micro-batches on the device, and the order that they follow."""
     recipe = protocol.recipe
     repeats = recipe.augmentation.repeats
     order = SampleOrder(len(images.targets), recipe.batch, repeats, run.seed, process, processes)
@@ -249,7 +251,7 @@ def train_loader(
     ranks = len(order.own_ranks)
 
     def deal(chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
-        """The images of each virtual rank, out of a step's chunks, in which they take turns."""
+        """The images of each virtual rank; in a step's chunks, ranks take turns."""
         size = recipe.batch.micro_batch_size
         for first in chunks:
             step = [first, *(next(chunks) for _ in range(ranks - 1))]
@@ -271,7 +273,7 @@ def eval_loader(
     process: int = 0,
     processes: int = 1,
 ) -> Iterable[EvalBatch]:
-    """This process's share of the images; all of them in order for a single one."""
+    """Batches of this process's share of the validation images; in order if it is alone."""
     order = evaluation_batches(len(images.targets), run.evaluation_batch_size, process, processes)
     loader = _loader(_Evaluation(images, EvalPixels(protocol)), order, run, device)
     return _Batches(
@@ -284,7 +286,7 @@ def _loader(dataset: Dataset[Chunk], order: Any, run: Run, device: torch.device)
     return DataLoader(
         dataset,
         batch_sampler=order,
-        collate_fn=_whole,
+        collate_fn=_unchanged,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_own_session,
@@ -292,13 +294,13 @@ def _loader(dataset: Dataset[Chunk], order: Any, run: Run, device: torch.device)
     )
 
 
-def _whole(chunk: Any) -> Any:
-    """What ``__getitems__`` of the data sets gives is a chunk already."""
+def _unchanged(chunk: Any) -> Any:
+    """Nothing is left to collate: ``__getitems__`` of the data sets returns a chunk."""
     return chunk
 
 
 def _own_session(worker: int) -> None:
-    """What a scheduler tells the whole group of processes is not for those that load."""
+    """Leave the training process's group, so that a scheduler's signals do not reach loaders."""
     os.setsid()
 
 

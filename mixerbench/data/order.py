@@ -9,7 +9,7 @@ from mixerbench.config.schema import Batch
 
 
 class Sample(NamedTuple):
-    """One image as one step sees it; all its random draws follow from these numbers."""
+    """One image as one step sees it; all its random draws are functions of these numbers."""
 
     image: int
     epoch: int
@@ -20,10 +20,10 @@ class SampleOrder:
     """The batches of one epoch after another, as the batch sampler of a loader.
 
     Repeated augmentation (arXiv:1901.09335): every image of a random order stands
-    ``repeats`` times in a row, and an epoch is as long as without repeats, so it sees
-    1 / repeats of the images. A step takes ``batch.size`` in a row and deals them out to its
-    virtual ranks in turn, which is what DeiT's sampler gives its GPUs; here the order also
-    depends on the seed, and one device sees what eight see.
+    ``repeats`` times in a row. An epoch has as many steps as without repeats, so it sees
+    1 / repeats of the images. A step takes the next ``batch.size`` samples and deals them to
+    its virtual ranks in turn, as DeiT's sampler does with GPUs. Here the order also depends on
+    the seed, and does not depend on the number of devices.
 
     Yields one list of samples per micro-batch: steps in order, within a step the virtual
     ranks of this process in order. The last, incomplete batch is left out.
@@ -53,7 +53,7 @@ class SampleOrder:
         self._first_step = 0
 
     def start_at(self, epoch: int, step: int = 0) -> None:
-        """Let the next iteration be that of ``epoch``, from its ``step`` on."""
+        """Make the next iteration begin at ``step`` of ``epoch``."""
         self._epoch, self._first_step = epoch, step
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class SampleOrder:
                 yield step[rank::ranks]
 
     def chunks(self) -> "Chunks":
-        """The same samples in another order within a step."""
+        """The same samples, with the copies of an image next to each other within a step."""
         return Chunks(self)
 
     def own_steps(self) -> Iterator[list[Sample]]:
@@ -74,21 +74,21 @@ class SampleOrder:
         epoch = self._epoch
         order = self._permutation(epoch)
         rounds = np.arange(self.batch_size // self.virtual_ranks)[:, None] * self.virtual_ranks
-        places = (rounds + np.array(self.own_ranks)).flatten()
+        positions = (rounds + np.array(self.own_ranks)).flatten()
         for step in range(self._first_step, self.steps_per_epoch):
-            yield self._samples(order, epoch, step * self.batch_size + places)
+            yield self._samples(order, epoch, step * self.batch_size + positions)
 
     def micro_batch(self, epoch: int, step: int, rank: int) -> list[Sample]:
-        """What virtual rank ``rank`` sees at ``step`` of ``epoch``, in any process."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return self._samples(self._permutation(epoch), epoch, places[rank :: self.virtual_ranks])
+        """The samples of virtual rank ``rank`` at ``step`` of ``epoch``, in whichever process."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self._samples(self._permutation(epoch), epoch, positions[rank :: self.virtual_ranks])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Frozen generator: the same order in every NumPy version.
         return np.random.RandomState([self.seed, epoch]).permutation(self.images)
 
-    def _samples(self, order: np.ndarray, epoch: int, places: np.ndarray) -> list[Sample]:
-        images, repeats = order[places // self.repeats], places % self.repeats
+    def _samples(self, order: np.ndarray, epoch: int, positions: np.ndarray) -> list[Sample]:
+        images, repeats = order[positions // self.repeats], positions % self.repeats
         return [
             Sample(image, epoch, repeat)
             for image, repeat in zip(images.tolist(), repeats.tolist(), strict=True)
@@ -96,10 +96,10 @@ class SampleOrder:
 
 
 class Chunks:
-    """A batch sampler of the samples of ``order``: within a step the copies of an image together.
+    """A batch sampler that keeps the copies of an image together, so it is decoded once for all.
 
-    Whoever loads a chunk decodes an image once for all of its copies. Yields as many chunks a
-    step as there are virtual ranks in this process, of a micro-batch's size.
+    Per step it yields as many chunks as this process has virtual ranks, each with the size of a
+    micro-batch.
     """
 
     def __init__(self, order: SampleOrder) -> None:
@@ -121,14 +121,14 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """This process's share of the images in order, batch by batch.
 
-    Whole batches are dealt out, so that every image is computed in the batch that it has on
-    one process. All get equally many, since they must call the model equally often: the
-    rest repeat the first batch, and whoever gathers the results counts each image once.
+    Whole batches are dealt to the processes, so every image is in the same batch as on one
+    process. All processes get the same number of batches, since they must call the model equally
+    often: those with fewer repeat the first batch. Each image must be counted once.
     """
     batches = [
         list(range(start, min(start + batch_size, images)))
         for start in range(0, images, batch_size)
     ]
     rounds = -(-len(batches) // processes)
-    own = batches[process::processes]
-    return own + batches[:1] * (rounds - len(own))
+    share = batches[process::processes]
+    return share + batches[:1] * (rounds - len(share))

@@ -20,7 +20,7 @@ _CROP_PADDING = 4  # pixels; DeiT datasets.py, build_transform
 def train_transform(protocol: Protocol) -> Transform:
     """DeiT's chain: crop, flip, RandAugment or jitter, tensor, normalise, erase.
 
-    Draws come from Python's, NumPy's and torch's global generators.
+    Random numbers are drawn from Python's, NumPy's and torch's global generators.
     """
     augmentation = protocol.recipe.augmentation
     chain: Any = create_transform(
@@ -60,14 +60,14 @@ def eval_transform(protocol: Protocol) -> Transform:
 
 
 def operations_of(step: Any) -> Iterator[AugmentOp]:
-    """timm's operations of a step that chooses among them; none of another step."""
+    """timm's operations in a step that chooses among several; nothing for any other step."""
     operations = [*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))]
     return (operation for operation in operations if isinstance(operation, AugmentOp))
 
 
 def _accept_zero_bits(step: Any) -> None:
-    # RandAugment at full magnitude asks posterize for 0 bits, on about 0.14 % of images under
-    # DeiT's recipe. Pillow returned black when DeiT was written; now it raises.
+    # RandAugment at full magnitude posterizes to 0 bits, about 0.14 % of images in DeiT's recipe.
+    # Pillow returned black images when DeiT was written; now it raises.
     for operation in operations_of(step):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize

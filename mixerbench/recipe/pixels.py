@@ -1,9 +1,9 @@
-"""The chains of ``augmentation`` in two halves: bytes of one image, then floats of a batch.
+"""The transforms of ``augmentation`` in two halves: bytes of one image, then floats of a batch.
 
-An image leaves a loader's process as bytes, a quarter of what floats are, with what is to be
-erased beside it. Normalising and erasing follow for a whole batch, on the device.
+A loader process hands over an image as bytes, a quarter of the size of floats, together with the
+boxes that are to be erased. Normalising and erasing follow for a whole batch, on the device.
 
-``data.pixels`` says how the bytes come about. Its three levels draw the same random numbers:
+``data.pixels`` says how the bytes are computed. Its three levels draw the same random numbers:
 
 ``exact``
     DeiT's pixels, to the bit: Pillow resizes and turns.
@@ -39,7 +39,7 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")  # how t
 
 
 class Erased(NamedTuple):
-    """Boxes of one image that noise replaces after it was normalised."""
+    """Boxes of one image that random erasing fills with noise after normalising."""
 
     boxes: list[tuple[int, int, int, int]]  # top, left, height, width
     noise: list[Tensor]  # (3, height, width) each
@@ -48,7 +48,7 @@ class Erased(NamedTuple):
 class TrainPixels:
     """The first half of ``train_transform``: from (H, W, 3) uint8 to (size, size, 3) uint8.
 
-    Draws come from the same global generators, in the same order.
+    Random numbers are drawn from the same global generators as there, in the same order.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -88,7 +88,10 @@ class TrainPixels:
 
 
 class EvalPixels:
-    """The first half of ``eval_transform``; the same at every level, so that accuracies are."""
+    """The first half of ``eval_transform``: from (H, W, 3) uint8 to (size, size, 3) uint8.
+
+    It is the same at every level of ``data.pixels``, so that accuracies can be compared.
+    """
 
     def __init__(self, protocol: Protocol) -> None:
         self._steps, _ = _halves(eval_transform(protocol))
@@ -103,12 +106,12 @@ class EvalPixels:
 class Normalize:
     """The second half: from (B, H, W, 3) uint8 anywhere to normalised (B, 3, H, W) on a device.
 
-    On a GPU a pixel's channels stay side by side (``torch.channels_last``): convolutions of a
-    stem are faster so, and hand that layout on; on a CPU they are not.
+    On a GPU the result is in ``torch.channels_last`` layout, in which the convolutions of a stem
+    are faster; on a CPU they are not.
     """
 
     def __init__(self, data: Data, device: torch.device, dtype: torch.dtype) -> None:
-        # A tensor: CUDA multiplies by the reciprocal of a number, which is not the same.
+        # A tensor, since CUDA divides by a Python number as a product with its reciprocal.
         self._white = torch.tensor(255.0, device=device)
         self._mean = torch.tensor(data.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(data.std, device=device).view(3, 1, 1)
@@ -118,7 +121,7 @@ class Normalize:
         self._look_up = _by_opencv if data.pixels == "same-law-opencv" else _by_numpy
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self._device.type == "cpu":  # looked up, in two thirds of the time
+        if self._device.type == "cpu":  # a table of the 256 levels takes two thirds of the time
             floats = np.empty((len(images), 3, *images.shape[1:3]), dtype=np.float32)
             for image, planes in zip(images.numpy(), floats, strict=True):
                 self._look_up(self._table, image, planes)
@@ -127,7 +130,7 @@ class Normalize:
         return self._normalized(planes.to(torch.float32)).to(self._dtype)
 
     def _normalized(self, levels: Tensor) -> Tensor:
-        """As torchvision's ToTensor and Normalize: three roundings."""
+        """Rounded three times, as torchvision's ToTensor and Normalize do."""
         return (levels / self._white).sub_(self._mean).div_(self._std)
 
 
@@ -143,14 +146,14 @@ def _by_opencv(tables: np.ndarray, image: np.ndarray, planes: np.ndarray) -> Non
 
 
 def _halves(chain: Any) -> tuple[list[Any], list[Any]]:
-    """The steps on Pillow's images, and those on tensors."""
+    """The steps that take Pillow images, and those that take tensors."""
     steps = list(chain.transforms)
     middle = next(i for i, step in enumerate(steps) if isinstance(step, MaybeToTensor))
     return steps[:middle], steps[middle + 1 :]
 
 
 class _Erasing:
-    """What timm's RandomErasing takes for an image: it notes what would be written into it."""
+    """Stands in for an image in timm's RandomErasing, and notes what would be written into it."""
 
     dtype = torch.float32
 
@@ -161,14 +164,14 @@ class _Erasing:
     def size(self) -> tuple[int, int, int]:
         return 3, self._size, self._size
 
-    def __setitem__(self, place: tuple[slice, slice, slice], noise: Tensor) -> None:
-        _, rows, columns = place
+    def __setitem__(self, index: tuple[slice, slice, slice], noise: Tensor) -> None:
+        _, rows, columns = index
         height, width = rows.stop - rows.start, columns.stop - columns.start
         self.result.boxes.append((rows.start, columns.start, height, width))
         self.result.noise.append(noise.expand(3, height, width))
 
 
-# --- the parts that the levels differ in -----------------------------------------------------
+# --- what depends on the level ---------------------------------------------------------------
 
 
 def _resize_by_pillow(
@@ -184,8 +187,8 @@ def _resize_by_torch(
     kernel = _TORCH.get(interpolation)
     if kernel is None:
         return _resize_by_pillow(pixels, size, interpolation)
-    # F.interpolate with antialias=True, which gives planes: bytes side by side, as images have
-    # them, take a quarter of the time.
+    # F.interpolate with antialias=True, but interleaved as images are: it returns separate planes,
+    # which takes four times as long.
     image = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).unsqueeze(0)
     resized = torch.empty(1, *size, pixels.shape[2], dtype=torch.uint8)
     kernel(image, size, False, out=resized.permute(0, 3, 1, 2))
@@ -200,7 +203,7 @@ _TORCH = {
 
 @cache
 def _opencv() -> Any:
-    """OpenCV, which a user may not have, on one thread: loaders work side by side."""
+    """OpenCV, an optional package, limited to one thread, as several loaders work at a time."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -210,7 +213,7 @@ def _opencv() -> Any:
 class _Warp:
     """One of timm's geometric operations, computed by OpenCV.
 
-    timm's function says what it wants of the image that it is given; this one listens.
+    timm's function calls methods of the image that it is given; ``_Warped`` computes them.
     """
 
     def __init__(self, operation: Callable[..., Any]) -> None:
@@ -221,6 +224,8 @@ class _Warp:
 
 
 class _Warped:
+    """An image with those methods of Pillow's that timm's geometric operations call."""
+
     def __init__(self, image: Image.Image) -> None:
         self._image = image
         self.size = image.size
@@ -233,10 +238,10 @@ class _Warped:
         resample: Image.Resampling,
         fillcolor: tuple[int, ...],
     ) -> Image.Image:
-        """Pixel (x, y) of the result is the image at ``matrix`` times (x, y, 1)."""
+        """Pixel (x, y) of the result is taken from ``matrix`` times (x, y, 1) in the image."""
         cv2 = _opencv()
         a, b, c, d, e, f = matrix
-        # Pillow's coordinates are those of pixels' corners, OpenCV's of their centres.
+        # Whole coordinates are the corners of pixels in Pillow and their centres in OpenCV.
         centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
         filters = {
             Image.Resampling.NEAREST: cv2.INTER_NEAREST,

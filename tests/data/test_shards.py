@@ -28,7 +28,7 @@ from mixerbench.config.sources import is_packed
 from mixerbench.data.decode import UnreadableImageError
 from mixerbench.data.images import Images, Splits
 from mixerbench.data.packing import writing as writing_module
-from mixerbench.data.packing.format import FILE, FORMAT, JPEG, RAW, read_about
+from mixerbench.data.packing.format import FILE, FORMAT, JPEG, RAW, read_manifest
 from mixerbench.data.packing.job import PackingJob
 from mixerbench.data.packing.opening import open_packed
 from mixerbench.data.packing.reading import PackedImages
@@ -580,7 +580,7 @@ def test_verifying_reads_the_images_and_not_only_what_pack_json_says_of_them(cop
 
 def test_another_format_is_refused(copy, settings_of, refusal):
     out = copy("files")
-    about = read_about(out) | {"format": FORMAT + 1}
+    about = read_manifest(out) | {"format": FORMAT + 1}
     (out / "pack.json").write_text(json.dumps(about))
     assert f"format {FORMAT + 1}" in refusal(lambda: open_packed(out, settings_of()))
     (out / "pack.json").write_text("{")

@@ -39,8 +39,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-ABOUT: Final = b"mixerbench.pack"
-"""The key of a shard's metadata: what was packed, how, and which part of it the shard holds."""
+METADATA_KEY: Final = b"mixerbench.pack"
+"""The key of a shard's metadata: JSON that says what was packed, how, and which part is here."""
 
 
 def description_of(settings: Mapping[str, Any]) -> str | None:
@@ -54,11 +54,11 @@ def description_of(settings: Mapping[str, Any]) -> str | None:
 
 
 @contextmanager
-def understood(root: Path) -> Iterator[None]:
-    """What somebody's ``pack.json`` may lack ends in one line.
+def refusing_malformed(root: Path) -> Iterator[None]:
+    """Turn every error that a malformed ``pack.json`` or index can cause into one line.
 
     Raises:
-        Refusal: instead of whatever reading it raised.
+        Refusal: instead of that error.
     """
     try:
         yield
@@ -70,14 +70,14 @@ def understood(root: Path) -> Iterator[None]:
         ) from None
 
 
-def read_about(root: Path) -> dict[str, Any]:
-    """What ``pack.json`` says.
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The content of ``pack.json``.
 
     Raises:
         Refusal: it is not there, not readable, or of another version.
     """
     try:
-        about = json.loads((root / PACK_FILE).read_text())
+        manifest = json.loads((root / PACK_FILE).read_text())
     except FileNotFoundError:
         if (root / JOURNAL_FILE).is_file():
             raise Refusal(
@@ -86,10 +86,10 @@ def read_about(root: Path) -> dict[str, Any]:
         raise Refusal(f"{root} is no packed data set: it has no {PACK_FILE}.") from None
     except (OSError, ValueError) as error:
         raise Refusal(f"{root / PACK_FILE} cannot be read ({reason_of(error)}).") from None
-    if not isinstance(about, dict) or about.get("format") not in READABLE:
-        version = about.get("format") if isinstance(about, dict) else None
+    if not isinstance(manifest, dict) or manifest.get("format") not in READABLE:
+        version = manifest.get("format") if isinstance(manifest, dict) else None
         raise Refusal(
             f"{root} is packed in format {version}, and this version of mixerbench reads "
             f"{' and '.join(map(str, READABLE))}: pack it again."
         )
-    return about
+    return manifest

@@ -12,7 +12,12 @@ INDEX_FILE = "{}.index.arrow"  # of the split of that name
 
 
 def index_of_shard(path: Path, shard: int) -> Any:
-    """The index of one shard: what it says of its images, and where in the file they lie."""
+    """A shard's rows for the index: its columns, and instead of the images where they lie.
+
+    Args:
+        path: the shard's file.
+        shard: its number within the split.
+    """
     with pa.memory_map(str(path)) as file:
         begin = file.read_buffer(1).address
         reader = pa.ipc.open_file(file)

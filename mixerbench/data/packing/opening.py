@@ -1,4 +1,4 @@
-"""Opening a packed data set, if it is what ``pack.json`` says."""
+"""Opening a packed data set, after checks that its files belong together."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,13 @@ import pyarrow as pa
 from mixerbench.config.schema import flatten
 from mixerbench.config.sources import PACK_FILE
 from mixerbench.data.images import Splits
-from mixerbench.data.packing.format import ABOUT, SPLITS, description_of, read_about, understood
+from mixerbench.data.packing.format import (
+    METADATA_KEY,
+    SPLITS,
+    description_of,
+    read_manifest,
+    refusing_malformed,
+)
 from mixerbench.data.packing.reading import PackedImages
 from mixerbench.errors import Refusal
 from mixerbench.files import file_sha256
@@ -21,40 +27,40 @@ def open_packed(root: Path, exif_orientation: bool) -> Splits:
     """Open what ``mixerbench pack`` has written; takes a second for ImageNet.
 
     Raises:
-        Refusal: it is unfinished or damaged, or its images were turned otherwise than
-            ``exif_orientation`` says.
+        Refusal: it is unfinished or damaged, or its images were packed with the other
+            ``exif_orientation``.
     """
-    about = read_about(root)
-    with understood(root):
-        turned = about["settings"]["exif_orientation"]
+    manifest = read_manifest(root)
+    with refusing_malformed(root):
+        turned = manifest["settings"]["exif_orientation"]
         if turned is not None and turned != exif_orientation:
             raise Refusal(
                 f"{root} was packed with data.exif_orientation={str(turned).lower()} and the "
                 f"settings say {str(exif_orientation).lower()}: pack it again with theirs."
             )
-        damaged = _damaged(root, about)
+        damaged = _damaged(root, manifest)
         if damaged is not None:
             raise Refusal(
                 f"{root / damaged} is missing or damaged: 'mixerbench pack --verify out={root}' "
                 "finds all such files; removed, they are written again by the command that packed "
                 "them."
             )
-        return open_as_claimed(root, about, exif_orientation)
+        return open_checked(root, manifest, exif_orientation)
 
 
-def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool) -> Splits:
-    """Open it if what ``pack.json`` says is what the shards say of themselves.
+def open_checked(root: Path, manifest: Mapping[str, Any], exif_orientation: bool) -> Splits:
+    """Open a packed data set if ``pack.json`` and the metadata in each shard agree.
 
-    Not of its contents, which are in no fingerprint, but of all that is: what was done to which
-    images, under which names and labels. Each shard carries it since it was written.
+    Compared is all that a protocol's fingerprint depends on: how the images were packed, which
+    ones, their names and labels. The bytes of the images have checksums of their own.
 
     Raises:
-        Refusal: what they disagree in.
+        Refusal: what differs.
     """
-    settings = about["settings"]
-    train, val = (PackedImages(root, split, dict(about), exif_orientation) for split in SPLITS)
-    splits = Splits(train, val, description_of(settings), about.get("content"))
-    fault = _disagreement(root, about, splits)
+    settings = manifest["settings"]
+    train, val = (PackedImages(root, split, dict(manifest), exif_orientation) for split in SPLITS)
+    splits = Splits(train, val, description_of(settings), manifest.get("content"))
+    fault = _disagreement(root, manifest, splits)
     if fault is not None:
         raise Refusal(
             f"{root}: {fault}. {PACK_FILE} or a file beside it was changed or exchanged: pack the "
@@ -63,44 +69,47 @@ def open_as_claimed(root: Path, about: Mapping[str, Any], exif_orientation: bool
     return splits
 
 
-def _disagreement(root: Path, about: Mapping[str, Any], splits: Splits) -> str | None:
-    description = description_of(about["settings"])
-    if about["description"] != description:
-        return f"{PACK_FILE} describes {about['description']}, and its settings {description}"
+def _disagreement(root: Path, manifest: Mapping[str, Any], splits: Splits) -> str | None:
+    description = description_of(manifest["settings"])
+    if manifest["description"] != description:
+        return f"{PACK_FILE} describes {manifest['description']}, and its settings {description}"
     for split in SPLITS:
-        part, first = about["splits"][split], 0
+        part, first = manifest["splits"][split], 0
         for shard in part["shards"]:
             claimed = {
-                key: about[key]
+                key: manifest[key]
                 for key in ("format", "settings", "source", "content")
-                if key in about
+                if key in manifest
             }
             claimed |= {"split": split, "first": first, "images": shard["images"]}
-            found = list(_own_words(root / shard["file"]))
-            if claimed not in found:
-                differing = _first_difference(found[0], claimed) if found else "no such words"
+            stored = list(_metadata(root / shard["file"]))
+            if claimed not in stored:
+                differing = _first_difference(stored[0], claimed) if stored else "no metadata"
                 return f"{shard['file']} was written with {differing}"
             first += shard["images"]
         images: Any = getattr(splits, split)
-        fault = images.fault(part, about["settings"])
+        fault = images.fault(part, manifest["settings"])
         if fault is not None:
             return f"{split}: {fault}"
         # A class is the first folder of its images' names, and all of them have images.
-        targets, places = np.unique(np.asarray(images.targets), return_index=True)
-        classes = [images.name(int(place)).partition("/")[0] for place in places]
-        if targets.tolist() != list(range(len(classes))) or classes != about["classes"]:
+        targets, firsts = np.unique(np.asarray(images.targets), return_index=True)
+        classes = [images.name(int(first)).partition("/")[0] for first in firsts]
+        if targets.tolist() != list(range(len(classes))) or classes != manifest["classes"]:
             return f"{split}: the classes of its images are not those in {PACK_FILE}"
-    if splits.digest() != about["source"]:
+    if splits.digest() != manifest["source"]:
         return "the indices list other names or labels than were packed"
     return None
 
 
-def _own_words(shard: Path) -> Iterator[dict[str, Any]]:
-    """What a shard says of itself, at its end and at its beginning: a flipped bit spoils one."""
+def _metadata(shard: Path) -> Iterator[dict[str, Any]]:
+    """A shard's metadata, from the end of its file and from the beginning.
+
+    Arrow stores them twice, so that one flipped bit damages one copy at most.
+    """
     with pa.memory_map(str(shard)) as file:
         for read in (lambda: pa.ipc.open_file(file), lambda: _as_stream(file)):
             try:
-                yield json.loads(read().schema.metadata[ABOUT])
+                yield json.loads(read().schema.metadata[METADATA_KEY])
             except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
                 continue
 
@@ -110,20 +119,21 @@ def _as_stream(file: Any) -> Any:
     return pa.ipc.open_stream(file)
 
 
-def _first_difference(found: Mapping[str, Any], claimed: Mapping[str, Any]) -> str:
-    ours, theirs = (dict(flatten(one)) for one in (found, claimed))
-    key = min(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+def _first_difference(stored: Mapping[str, Any], claimed: Mapping[str, Any]) -> str:
+    in_shard, in_manifest = dict(flatten(stored)), dict(flatten(claimed))
+    keys = in_shard.keys() | in_manifest.keys()
+    key = min(key for key in keys if in_shard.get(key) != in_manifest.get(key))
     name = key.removeprefix("settings.")
-    return f"{name}={ours.get(key)}, and {PACK_FILE} says {name}={theirs.get(key)}"
+    return f"{name}={in_shard.get(key)}, and {PACK_FILE} says {name}={in_manifest.get(key)}"
 
 
-def _damaged(root: Path, about: dict[str, Any]) -> str | None:
-    """A file whose size is not as it was written, or an index with another checksum.
+def _damaged(root: Path, manifest: dict[str, Any]) -> str | None:
+    """The name of a file whose size has changed, or of an index whose checksum has; else None.
 
-    The indices say where all images lie and what their checksums are: they are read in full.
+    Indices are read in full, since all images are found and checked by them.
     """
     for split in SPLITS:
-        part = about["splits"][split]
+        part = manifest["splits"][split]
         for file in (part["index"], *part["shards"]):
             path = root / file["file"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:

@@ -24,34 +24,40 @@ from mixerbench.errors import TrainingStopped, how_told, told_to_stop
 from mixerbench.stopping import SIGNALS
 
 Progress = Callable[[int, int], None]
-"""Called several times a second with what is done and the total."""
+"""Called several times a second with the amount done and the total amount."""
 
 _POLL_SECONDS = 0.2
 
 
 @dataclass
 class _Shared:
-    """What the processes inherit: they are forked, so a million paths need not be sent."""
+    """What forked processes inherit, so that a million paths need not be sent to them."""
 
     job: PackingJob
-    done: Any  # images of each shard
-    stop: Any  # not 0: end at the next image
+    done: Any  # number of images written, by shard
+    stop: Any  # not 0: processes end at their next image
 
 
 _shared: _Shared | None = None
 
 
 class _Stopped(Exception):  # noqa: N818 - it is no error
-    """A process was told to stop."""
+    """The parent has asked its processes to stop."""
 
 
 def write_all(job: PackingJob, missing: Sequence[Shard], jobs: int, progress: Progress) -> None:
+    """Write the missing shards in ``jobs`` processes, and note each in the job's journal.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
+        OSError: of reading or writing.
+    """
     global _shared
     fork = multiprocessing.get_context("fork")
     _shared = _Shared(job, fork.RawArray("q", len(job.shards)), fork.RawValue("b", 0))
-    there = sum(shard.images for shard in job.shards if shard.file in job.written)
+    written = sum(shard.images for shard in job.shards if shard.file in job.written)
     total = sum(shard.images for shard in job.shards)
-    # What each process would do anew: a digest of all names, and an import of pandas by Arrow.
+    # Done before forking, or each process would: a digest of all names, Arrow's import of pandas.
     _ = job.head, pa.array([0])
     pool = ProcessPoolExecutor(
         min(jobs, len(missing)), fork, initializer=_enter, initargs=(os.getpid(),)
@@ -61,7 +67,7 @@ def write_all(job: PackingJob, missing: Sequence[Shard], jobs: int, progress: Pr
             pool.submit(_write_numbered, shard.number) for shard in missing
         }
         while waiting:
-            progress(there + sum(_shared.done), total)
+            progress(written + sum(_shared.done), total)
             done, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 job.add(future.result())
@@ -73,7 +79,7 @@ def write_all(job: PackingJob, missing: Sequence[Shard], jobs: int, progress: Pr
 
 
 def _enter(parent: int) -> None:
-    """Of a new process: being told to stop is for the parent, and nothing is written without it."""
+    """Set up a new process: it leaves signals to its parent, and ends when that has ended."""
     for number in SIGNALS:  # a terminal sends them to all at once
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     warnings.simplefilter("ignore")  # Pillow's, of odd files: they would break the progress bar
@@ -100,7 +106,11 @@ def _write_numbered(number: int) -> dict[str, Any]:
 
 @contextmanager
 def one_line_if_stopped(job: PackingJob) -> Iterator[None]:
-    """Whatever ends a packing early becomes one line that says how to go on."""
+    """Turn whatever ends a packing early into one line that says how to go on.
+
+    Raises:
+        TrainingStopped: instead of KeyboardInterrupt, OSError, MemoryError or BrokenProcessPool.
+    """
 
     def line(what: str) -> str:
         return (
@@ -118,9 +128,9 @@ def one_line_if_stopped(job: PackingJob) -> Iterator[None]:
     except MemoryError:
         what = "there is no memory left: set jobs lower."
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
+        file = f" ({error.filename})" if error.filename else ""
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
-        what = printable(f"{error.strerror or error}{place}: {advice}.")
+        what = printable(f"{error.strerror or error}{file}: {advice}.")
     raise TrainingStopped(line(what)) from None
 
 

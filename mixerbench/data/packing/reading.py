@@ -34,30 +34,33 @@ class Stored(NamedTuple):
 class PackedImages:
     """One split of a packed data set; an ``Images``.
 
-    Bytes are read at their place (pread), not mapped: a shard that is cut short or lies on a
-    failing disk then gives an error where a map gives SIGBUS, a thousand shards need no thousand
-    open files, and it takes a third of the time. Forked and spawned processes may read at once.
+    Bytes are read from their offset (pread), not mapped into memory. A shard that was cut short
+    or lies on a failing disk then raises an error, where a map ends the process (SIGBUS); a
+    thousand shards do not need a thousand open files; and it takes a third of the time. Several
+    processes may read at once, forked or spawned.
 
     Args:
-        about: what ``pack.json`` says.
-        exif_orientation: for rows that hold the original file.
+        root: folder of the packed data set.
+        split: train or val.
+        manifest: the content of ``pack.json``.
+        exif_orientation: turn images that are stored as their original files by their EXIF tag.
     """
 
     def __init__(
-        self, root: Path, split: str, about: dict[str, Any], exif_orientation: bool
+        self, root: Path, split: str, manifest: dict[str, Any], exif_orientation: bool
     ) -> None:
-        self._arguments = (root, split, about, exif_orientation)
+        self._arguments = (root, split, manifest, exif_orientation)
         self._folder, self._exif_orientation = root / split, exif_orientation
-        self._shards = [root / shard["file"] for shard in about["splits"][split]["shards"]]
+        self._shards = [root / shard["file"] for shard in manifest["splits"][split]["shards"]]
         self._file = functools.lru_cache(_OPEN_SHARDS)(lambda shard: _File(self._shards[shard]))
-        index = _read_index(root / about["splits"][split]["index"]["file"])
+        index = _read_index(root / manifest["splits"][split]["index"]["file"])
         self._names, self._kinds = index["name"], index["kind"]
         self._shard, self._offset, self._length, self._crc32, self._height, self._width = (
             _numbers(index[name])
             for name in ("shard", "offset", "length", "crc32", "height", "width")
         )
         self.targets = array("i", _numbers(index["target"]).tobytes())
-        self.classes: list[str] = about["classes"]
+        self.classes: list[str] = manifest["classes"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedImages, self._arguments  # a process opens files and index for itself
@@ -66,7 +69,12 @@ class PackedImages:
         return os.fsdecode(self._names[index].as_py())
 
     def fault(self, part: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-        """What of the index cannot be true of the shards that ``pack.json`` lists, or None."""
+        """What is wrong with the index, given the shards in ``pack.json``; None if nothing is.
+
+        Args:
+            part: this split's entry in ``pack.json``.
+            settings: how it was packed.
+        """
         counts = np.array([shard["images"] for shard in part["shards"]], np.int64)
         if not len(self.targets) == part["images"] == counts.sum():
             return f"its index lists {len(self.targets)} images, pack.json {part['images']}"
@@ -81,13 +89,13 @@ class PackedImages:
         made = {"files": (), "jpeg": (JPEG,), "raw": (RAW,)}[
             settings["format"] if is_train else "files"
         ]
-        others = set(self._kinds.unique().to_pylist()).difference(made, (FILE, UNREADABLE))
-        if others:
-            return f"it holds images of the kind {min(others)!r}"
+        unexpected = set(self._kinds.unique().to_pylist()).difference(made, (FILE, UNREADABLE))
+        if unexpected:
+            return f"it holds images of the kind {min(unexpected)!r}"
         short_side = settings["short_side"] if is_train else None
         sides = np.minimum(self._height, self._width)
         large = np.flatnonzero(sides > short_side) if short_side is not None else ()
-        if any(self._kinds[int(place)].as_py() != FILE for place in large):
+        if any(self._kinds[int(index)].as_py() != FILE for index in large):
             return f"it holds images that are larger than short_side={short_side}"
         return None
 
@@ -95,8 +103,8 @@ class PackedImages:
         """The image as it is stored.
 
         Raises:
-            UnreadableImageError: it could not be read when it was packed, or now: the shard is
-                gone or damaged.
+            UnreadableImageError: it could not be read when it was packed, or the shard is now
+                missing or damaged.
         """
         kind = self._kinds[index].as_py()
         try:
@@ -112,7 +120,11 @@ class PackedImages:
         return Stored(data, kind, int(self._height[index]), int(self._width[index]))
 
     def load(self, index: int) -> np.ndarray:
-        """(height, width, 3) of uint8, as the folder's; raises as ``read`` does."""
+        """(height, width, 3) of uint8, equal to what the image folder gives.
+
+        Raises:
+            UnreadableImageError: as ``read`` does, or the stored file cannot be decoded.
+        """
         stored = self.read(index)
         if stored.kind == RAW:
             return stored.pixels()
@@ -130,7 +142,7 @@ class PackedImages:
 
 
 class _File:
-    """A file that closes itself when nobody reads from it any more, whichever thread that is."""
+    """A file open for reading, closed when the last reference to it goes, in whichever thread."""
 
     def __init__(self, path: Path) -> None:
         self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -140,7 +152,7 @@ class _File:
             os.close(self._number)
 
     def read(self, length: int, offset: int) -> bytes:
-        """Fewer bytes where the file ends before."""
+        """``length`` bytes from ``offset`` on; fewer if the file ends before."""
         data = os.pread(self._number, length, offset)
         while len(data) < length:  # the system gives at most 2 GiB at once
             more = os.pread(self._number, length - len(data), offset + len(data))
@@ -151,10 +163,10 @@ class _File:
 
 
 def _read_index(path: Path) -> Any:
-    """The index's record batch; its columns are a map of the file, shared by all processes."""
+    """The index's record batch; the file is mapped, so all processes share its memory."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
 def _numbers(column: Any) -> np.ndarray:
-    # Arrow's own to_numpy() imports pandas, in each process of a loader.
+    # Arrow's own to_numpy() would import pandas in each loader process.
     return np.frombuffer(column.buffers()[1], str(column.type), len(column))

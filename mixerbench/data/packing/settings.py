@@ -20,13 +20,15 @@ class Packing:
     """What is done to the training images; validation images keep their files.
 
     Args:
-        short_side: in pixels; larger images are resized to it, smaller ones never. None: none is.
-        format: jpeg or raw. JPEGs are made of resized images only: others keep their files.
-        quality: of JPEGs, 1..100; None where none is made.
-        shard_images: in each shard; None: about 256 MiB of ImageNet.
+        short_side: in pixels; images with a longer shorter side are resized to it. None: no
+            image is resized.
+        format: jpeg or raw. Only resized images become JPEGs; the others keep their files.
+        quality: of the new JPEGs, 1..100. None: the default, or no image becomes a JPEG.
+        shard_images: number of images in each shard. None: as many as take about 256 MiB for
+            ImageNet.
 
     Raises:
-        Refusal: what came, and what fits.
+        Refusal: a value does not fit; the message says which ones do.
     """
 
     short_side: int | None = None
@@ -56,13 +58,13 @@ class Packing:
 
     @property
     def description(self) -> str | None:
-        """What becomes of the pixels, for the protocol's fingerprint; None if they stay equal."""
+        """How pixels change, for the protocol's fingerprint; None if they do not."""
         return description_of(self.settings(exif_orientation=False))
 
     def settings(self, exif_orientation: bool) -> dict[str, Any]:
-        """All that the shards' bytes depend on, beside the images.
+        """All that the shards' bytes depend on, apart from the images.
 
-        Turning a file by its tag is left to its reader, hence None for ``exif_orientation``.
+        ``exif_orientation`` is None where files are kept: they are turned when they are read.
         """
         turned = self.short_side is not None or self.format == "raw"
         default = {

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from mixerbench.data.decode import UnreadableImageError
-from mixerbench.data.packing.format import ABOUT, FILE, JPEG, RAW, SHARD_SCHEMA, UNREADABLE
+from mixerbench.data.packing.format import FILE, JPEG, METADATA_KEY, RAW, SHARD_SCHEMA, UNREADABLE
 from mixerbench.data.packing.job import PackingJob, Shard
 from mixerbench.data.packing.settings import SUBSAMPLING
 from mixerbench.files import hashed_file
@@ -21,12 +21,18 @@ _BATCH_BYTES = 2**24  # ... unless its images are large: what a process has in m
 
 
 def write_shard(job: PackingJob, shard: Shard, tick: Callable[[int], None]) -> dict[str, Any]:
-    """Write it; returns its entry in the journal.
+    """Write one shard.
 
     Args:
-        tick: called for each image, with how many are done.
+        tick: called before each image with the number of images done, and once at the end.
+
+    Returns:
+        The shard's entry for the journal.
+
+    Raises:
+        OSError: an image or the shard's own file cannot be read or written now.
     """
-    schema = SHARD_SCHEMA.with_metadata({ABOUT: job.metadata(shard)})
+    schema = SHARD_SCHEMA.with_metadata({METADATA_KEY: job.metadata(shard)})
     with hashed_file(job.out / shard.file) as sink, pa.ipc.new_file(sink, schema) as writer:
         rows: list[tuple[Any, ...]] = []
         for index in range(shard.first, shard.first + shard.images):
@@ -48,35 +54,35 @@ def _batch(rows: Sequence[tuple[Any, ...]], schema: Any) -> Any:
 
 
 def _row(job: PackingJob, split: str, index: int) -> tuple[Any, ...]:
-    """The values of ``SHARD_SCHEMA``."""
+    """One image's values for the columns of ``SHARD_SCHEMA``."""
     images = job.images(split)
     kind, height, width, data = _stored(job, split, index)
     name, target = os.fsencode(images.name(index)), images.targets[index]
     return name, target, kind, height, width, zlib.crc32(data), data
 
 
-_OF_THE_FILE = frozenset(
+_FILE_ERRORS = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG}
 )
-"""Why one file cannot be opened; all else is a file system that has gone, and may come back."""
+"""Errors of one file. Any other means that the file system is unavailable, maybe for a while."""
 
 
 def _stored(job: PackingJob, split: str, index: int) -> tuple[str, int, int, bytes]:
-    """Kind, height, width and bytes.
+    """What a shard stores for one image: kind, height, width (pixels) and bytes.
 
     Raises:
-        OSError: the file system has gone: nothing is said of the image.
+        OSError: the file system is unavailable, which says nothing about the image.
     """
     images, folder = job.images(split), job.root / split
     path = folder / images.name(index)
     try:
         data = path.read_bytes()
     except OSError as error:
-        if error.errno not in _OF_THE_FILE or not folder.is_dir():
+        if error.errno not in _FILE_ERRORS or not folder.is_dir():
             raise
         data = b""
     try:
-        # All are decoded, and so found out; the reason is then the one that the folder gives.
+        # Every image is decoded once, so that unreadable ones are stored with the folder's reason.
         image = Image.fromarray(images.load(index))
     except UnreadableImageError as error:
         return UNREADABLE, 0, 0, error.reason.encode()
@@ -92,7 +98,7 @@ def _stored(job: PackingJob, split: str, index: int) -> tuple[str, int, int, byt
 
 
 def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Width and height, rounded as torchvision's Resize does."""
+    """Width and height in pixels with that shorter side, rounded as torchvision's Resize does."""
     width, height = size
     if width <= height:
         return short_side, int(short_side * height / width)

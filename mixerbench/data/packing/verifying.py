@@ -10,39 +10,47 @@ from typing import Any
 import pyarrow as pa
 
 from mixerbench.data.decode import printable
-from mixerbench.data.packing.format import read_about, understood
+from mixerbench.data.packing.format import read_manifest, refusing_malformed
 from mixerbench.data.packing.index import index_of_shard
-from mixerbench.data.packing.opening import open_as_claimed
+from mixerbench.data.packing.opening import open_checked
 from mixerbench.data.packing.processes import Progress
 from mixerbench.errors import Refusal
 from mixerbench.files import file_sha256
 
-_CHECKED = ("name", "crc32", "image")
+_CHECKED_COLUMNS = ("name", "crc32", "image")
 
 
 def verify(
     out: Path, jobs: int, progress: Progress = lambda done, total: None
 ) -> tuple[int, list[str]]:
-    """Read all of a packed data set: how many files it has, and what is wrong with which.
+    """Read every byte of a packed data set and compare its checksums.
 
     Args:
-        progress: of bytes.
+        jobs: threads.
+        progress: called with bytes.
+
+    Returns:
+        The number of files, and one line for each that is damaged.
 
     Raises:
-        Refusal: it is no finished one, or ``pack.json`` and the files tell different stories.
+        Refusal: it is not finished, or ``pack.json`` does not agree with the files.
     """
-    about = read_about(out)
-    with understood(out):
-        found = _verify_files(out, about["splits"].values(), jobs, progress)
-        if not found[1]:  # each is as pack.json says: is pack.json as they say?
-            open_as_claimed(out, about, exif_orientation=False)
-            for split in about["splits"].values():
+    manifest = read_manifest(out)
+    with refusing_malformed(out):
+        files, damaged = _verify_files(out, manifest["splits"].values(), jobs, progress)
+        if not damaged:  # by pack.json's checksums; was pack.json itself changed?
+            open_checked(out, manifest, exif_orientation=False)
+            for split in manifest["splits"].values():
                 _verify_index(out, split)
-    return found
+    return files, damaged
 
 
 def _verify_index(out: Path, split: Mapping[str, Any]) -> None:
-    """Hold the index against the shards' own rows, and these against their images."""
+    """Compare the index with the rows of its shards, and these with their images.
+
+    Raises:
+        Refusal: a row or a checksum differs.
+    """
     parts = [index_of_shard(out / shard["file"], k) for k, shard in enumerate(split["shards"])]
     table = pa.Table.from_batches(parts)
     with pa.memory_map(str(out / split["index"]["file"])) as file:
@@ -56,7 +64,7 @@ def _verify_index(out: Path, split: Mapping[str, Any]) -> None:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
-                for name, crc, image in zip(*(batch[c] for c in _CHECKED), strict=True):
+                for name, crc, image in zip(*(batch[c] for c in _CHECKED_COLUMNS), strict=True):
                     if zlib.crc32(image.as_buffer()) != crc.as_py():
                         raise Refusal(
                             f"{out / shard['file']}: the checksum of "

@@ -23,17 +23,17 @@ def pack(
     jobs: int,
     progress: Progress = lambda done, total: None,
 ) -> Packed:
-    """Write the shards that are missing in ``out``; the same bytes with any number of jobs.
+    """Write the shards that are missing in ``out``; their bytes do not depend on ``jobs``.
 
     Args:
-        splits: those of the image folder ``root``.
-        jobs: processes.
-        progress: of images, those in shards that were there included.
+        splits: the images in the folder ``root``.
+        jobs: number of processes.
+        progress: called with images, including those in shards that were written before.
 
     Raises:
         Refusal: ``out`` holds something else, or another process writes to it.
-        TrainingStopped: it was interrupted, or a disk is full or failing. The shards that are
-            finished stay, and the same call goes on with the others.
+        TrainingStopped: it was interrupted, or a disk is full or failing. Finished shards stay,
+            and the same call writes the missing ones.
     """
     job = PackingJob(splits, root, out, packing, exif_orientation)
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Any images, in the usual folders."""
+"""Image files in class folders, or what packing made of them."""
 
 import hashlib
 import os
