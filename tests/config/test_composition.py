@@ -176,6 +176,11 @@ def test_a_documented_command_composes(
     assert name is not None or "my_mixer" not in line
     mine = plugin[1].replace('"pooling"', f'"{name[1]}"') if name and "my_mixer" in line else ""
     (tmp_path / "my_mixer.py").write_text(mine)
+    source = re.search(
+        r"```python\n(# my_data.py\n.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S
+    )
+    assert source is not None
+    (tmp_path / "my_data.py").write_text(source[1])
     monkeypatch.chdir(tmp_path)
     _, *arguments = shlex.split(line)
     settings = [argument for argument in arguments if not argument.startswith("-")]

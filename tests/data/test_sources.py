@@ -1,5 +1,6 @@
 """A data source is one class with one decorator, in this repository or in a user's own file."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,32 +13,8 @@ from mixerbench.data.source import SOURCES, DataSource, open_images, register_da
 from mixerbench.training.folder import complete
 from mixers.core.registry import load_plugin
 
-STRIPES = '''
-import numpy as np
-
-from mixerbench.data.images import Arrays, Splits
-from mixerbench.data.source import DataSource, register_data
-
-
-@register_data("stripes")
-class Stripes(DataSource):
-    """Stripes that lie or stand."""
-
-    generator_version = 1
-
-    def __init__(self, *, image_size: int, train_images: int = 64, val_images: int = 16) -> None:
-        self._size, self._counts = image_size, (train_images, val_images)
-
-    def open(self) -> Splits:
-        return Splits(*map(self._images, self._counts))
-
-    def _images(self, count: int) -> Arrays:
-        lying = np.zeros((self._size, self._size, 3), np.uint8)
-        lying[::2] = 255
-        pixels = np.stack([lying, lying.transpose(1, 0, 2)])[np.arange(count) % 2]
-        targets = [number % 2 for number in range(count)]
-        return Arrays(pixels, targets, ["lying", "standing"], [str(n) for n in range(count)])
-'''
+DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+STRIPES = re.search(r"```python\n(# my_data.py\n.*?)```", DOCS, re.S)[1]
 
 
 @pytest.fixture
@@ -80,7 +57,7 @@ def test_a_source_of_a_users_own_file_is_opened_like_any_other(stripes):
     assert known_classes(settings.protocol.data) == 2
     load_plugin(stripes)
     splits = open_images(settings.protocol)
-    assert (len(splits.train.targets), len(splits.val.targets)) == (64, 8)
+    assert (len(splits.train.targets), len(splits.val.targets)) == (512, 8)
     assert splits.train.load(1).shape == (settings.protocol.image_size,) * 2 + (3,)
 
 
