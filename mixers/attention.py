@@ -25,6 +25,8 @@ class Attention(TokenMixer):
             tokens get none. A model with it runs only on the grid that it was built for.
     """
 
+    family = "attention"
+    complexity = "N^2"
     any_grid = True
     grid_options = ("rel_pos_bias",)
     mixes_prefix = True

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixers.core.contract import Stride, TokenGrid, TokenMixer
+from mixers.core.contract import Stride, TokenGrid, TokenMixer, as_image, as_tokens
 from mixers.core.errors import Refusal
 from mixers.core.registry import register_mixer
 
@@ -18,6 +18,8 @@ class Convolution(TokenMixer):
         bias: a bias per channel.
     """
 
+    family = "convolution"
+    complexity = "N"
     any_grid = True
     mixes_prefix = False  # a class token has no neighbours
     paper = "Deep Residual Learning for Image Recognition, arXiv:1512.03385"
@@ -45,8 +47,7 @@ class Convolution(TokenMixer):
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         conv = self.conv
-        image = x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
         image = F.conv2d(
-            image, conv.weight, conv.bias, self.stride, conv.padding, groups=conv.groups
+            as_image(x, grid), conv.weight, conv.bias, self.stride, conv.padding, groups=conv.groups
         )
-        return image.flatten(2).transpose(1, 2)
+        return as_tokens(image)

@@ -41,6 +41,8 @@ class LocalAttention(TokenMixer):
         out_proj: a linear layer after the heads, as transformer blocks have it.
     """
 
+    family = "attention"
+    complexity = "N"
     any_grid = True
     mixes_prefix = False  # a class token has no neighbours
     paper = "Stand-Alone Self-Attention in Vision Models, arXiv:1906.05909"

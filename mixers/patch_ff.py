@@ -27,6 +27,8 @@ class PatchFF(TokenMixer):
             tokens of each channel, as the report's code has it.
     """
 
+    family = "mlp"
+    complexity = "N^2"
     any_grid = False  # one weight per pair of positions
     mixes_prefix = True
     paper = "Do You Even Need Attention?, arXiv:2105.02723"

@@ -11,6 +11,8 @@ from mixers.core.registry import register_mixer
 class NoMixer(TokenMixer):
     """No mixer sub-layer at all: the block keeps its channel mixer only."""
 
+    family = "none"
+    complexity = "0"
     any_grid = True
     mixes_prefix = False
     mixes_tokens = False
@@ -26,6 +28,8 @@ class NoMixer(TokenMixer):
 class Identity(TokenMixer):
     """Every token keeps what it has: the residual adds the normalised token itself."""
 
+    family = "none"
+    complexity = "0"
     any_grid = True
     mixes_prefix = False
     mixes_tokens = False

@@ -55,11 +55,14 @@ def _mixers(plugins: Sequence[str]) -> Rows:
     for name, entry in part_catalog("mixer", plugins).items():
         any_grid = "any" if entry.facts.get("any_grid") else "as built"
         token = "yes" if entry.facts.get("mixes_prefix") else "no"
-        rows.append((name, _options("mixer", entry.options), any_grid, token, entry.paper))
+        kind, cost = entry.facts.get("family", "other"), entry.facts.get("complexity", "")
+        options = _options("mixer", entry.options)
+        rows.append((name, kind, cost, options, any_grid, token, entry.paper))
     for name, schedule in SCHEDULES.items():
         plan = f"mixer.plan=[{','.join(schedule.plan)}]"
-        rows.append((name, plan, "any", "yes", schedule.paper))
-    return ("mixer", "options", "grid", "class token", "paper"), sorted(rows)
+        rows.append((name, "plan", "", plan, "any", "yes", schedule.paper))
+    header = ("mixer", "family", "cost", "options", "grid", "class token", "paper")
+    return header, sorted(rows)
 
 
 def _parts(kind: str, setting: str | None = None) -> Callable[[Sequence[str]], Rows]:

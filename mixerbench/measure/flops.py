@@ -82,9 +82,11 @@ def count_macs(model: nn.Module, image_size: int | tuple[int, int], in_chans: in
         torch.autocast(device.type, enabled=False),
     ):
         image = torch.zeros(images_shape(1, in_chans, image_size), device=device)
-        count = _count_by_fvcore(model, image)
+        own = _declared_operators(model)
+        count = _count_by_fvcore(model, image, own)
         by_torch = _count_by_torch(model, image)
-    if abs(count.total - by_torch) > TOLERANCE * max(count.total, by_torch):
+    known_to_both = count.total - sum(count.by_operator.get(name, 0) for name in own)
+    if abs(known_to_both - by_torch) > TOLERANCE * max(known_to_both, by_torch):
         raise CountingError(
             f"the two counters disagree: fvcore with our handlers says {count.total:,} "
             f"multiply-adds ({_listed(count.by_operator)}), torch's FlopCounterMode {by_torch:,}. "
@@ -108,7 +110,40 @@ def macs_by_formula(model: nn.Module, count: MacCount) -> int:
     return total
 
 
-def _count_by_fvcore(model: nn.Module, image: Tensor) -> MacCount:
+Handler = Callable[[list[Any], list[Any]], int]
+"""(inputs, outputs) of a traced operator, as torch._C.Value -> multiply-adds."""
+
+
+def _declared_operators(model: nn.Module) -> dict[str, Callable[..., int]]:
+    """Operator, as it is counted -> the formula that a mixer of the model declares for it.
+
+    Raises:
+        CountingError: the operator is known already, or two mixers declare different formulas.
+    """
+    formulas: dict[str, Callable[..., int]] = {}
+    for module in model.modules():
+        for operator, method in module.operators.items() if isinstance(module, TokenMixer) else ():
+            formula = getattr(type(module), method)
+            name = operator.removeprefix("aten::")
+            if operator in HANDLERS or formulas.setdefault(name, formula) is not formula:
+                raise CountingError(
+                    f"mixer {type(module).__name__} declares a formula for {operator}, which has "
+                    "another one already: declare only operators that no counter knows."
+                )
+    return formulas
+
+
+def _handler_of(formula: Callable[..., int]) -> Handler:
+    def handler(inputs: list[Any], outputs: list[Any]) -> int:
+        shapes = [_shape(value) if value.isCompleteTensor() else None for value in inputs]
+        return int(formula(shapes, [_shape(value) for value in outputs]))
+
+    return handler
+
+
+def _count_by_fvcore(
+    model: nn.Module, image: Tensor, own: Mapping[str, Callable[..., int]]
+) -> MacCount:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, the tracer warns of constants
         try:
@@ -119,14 +154,16 @@ def _count_by_fvcore(model: nn.Module, image: Tensor) -> MacCount:
             ) from error
         analysis = FlopCountAnalysis(model, image)
         analysis.clear_op_handles().set_op_handle(**HANDLERS)
+        analysis.set_op_handle(**{f"aten::{name}": _handler_of(own[name]) for name in own})
         # Its warnings are our errors, below; a module that is not called costs nothing.
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         by_module = analysis.by_module()
     unknown = [name for name in analysis.unsupported_ops() if not _multiplies_nothing(name)]
     if unknown:
         raise CountingError(
-            f"cannot count the multiply-adds of {', '.join(sorted(unknown))}. Add a handler to "
-            "mixerbench.measure.flops.HANDLERS, or, if it has none by the convention "
+            f"cannot count the multiply-adds of {', '.join(sorted(unknown))}. Declare a formula in "
+            "the mixer's 'operators', add a handler to mixerbench.measure.flops.HANDLERS, or, if "
+            "the operator has none by the convention "
             f"({CONVENTION}), its name to NO_MACS there."
         )
     by_operator = {
@@ -165,10 +202,6 @@ def _listed(by_operator: Mapping[str, int]) -> str:
 
 def _multiplies_nothing(operator: str) -> bool:
     return operator in NO_MACS or operator.removesuffix("_") in NO_MACS  # add_: add in place
-
-
-# Handlers: (inputs, outputs) of a traced operator, as torch._C.Value -> multiply-adds.
-Handler = Callable[[list[Any], list[Any]], int]
 
 
 def _shape(value: Any) -> list[int]:

@@ -15,6 +15,7 @@ from mixerbench.models.blocks import BlockOptions, build_blocks, drop_path_rates
 from mixerbench.models.part_kinds import MERGINGS, register_backbone
 from mixerbench.models.positions import PositionEmbedding
 from mixers import MIXERS, TokenGrid
+from mixers.core.contract import as_image, as_tokens
 from mixers.core.errors import Refusal
 from mixers.core.plan import Plan, assign, check_prefix
 
@@ -111,7 +112,7 @@ class Pyramid(Backbone):
             if stage.merging is not None:
                 grid = _halved(grid, number)
                 x = stage.merging(x)
-            x = x.flatten(2).transpose(1, 2)  # (B, N, C)
+            x = as_tokens(x)
             if number == len(self.stages):
                 grid = grid._replace(prefix=self.num_prefix_tokens)
                 x = self.with_prefix(x)
@@ -119,7 +120,7 @@ class Pyramid(Backbone):
                 x = x + stage.pos_embed(grid)
             x = self.run(stage.blocks, stage.drop(x), grid)
             if number < len(self.stages):
-                x = x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+                x = as_image(x, grid)
         return self.norm(x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mixerbench.models.backbone import Backbone
 from mixerbench.models.blocks import drop_path_layer, drop_path_rates, places_of
 from mixerbench.models.part_kinds import register_backbone
 from mixers import MIXERS, TokenGrid, TokenMixer
+from mixers.core.contract import as_image, as_tokens, for_batch_norm
 from mixers.core.plan import Plan, assign
 
 EXPANSION = 4  # a stage puts out this many times its bottleneck's width
@@ -93,7 +94,7 @@ class ResNet(Backbone):
             for block in cast("Iterable[Bottleneck]", blocks):
                 x = self.run([block], x, grid)
                 grid = _strided(grid, block.stride)
-        return self.drop(x.flatten(2).transpose(1, 2))
+        return self.drop(as_tokens(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for timm's layer-wise learning rates."""
@@ -144,10 +145,8 @@ class Bottleneck(nn.Module):
         strided = 1
         if self.mixer is not None:
             strided = self.mixer.stride
-            mixed = self.mixer(x.flatten(2).transpose(1, 2), grid)
-            # PyTorch 2.15's BatchNorm on a CPU returns wrong gradients for some images of width
-            # 1 whose strides fit two memory formats: leave it no choice.
-            x = mixed.transpose(1, 2).contiguous().unflatten(2, _strided(grid, strided)[:2])
+            mixed = self.mixer(as_tokens(x), grid)
+            x = for_batch_norm(as_image(mixed, _strided(grid, strided)))
         if self.stride != strided:  # rounds up, as a strided convolution does
             x = F.avg_pool2d(x, 2, ceil_mode=True)
         if self.mixer is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixerbench.models.part_kinds import register_stem
+from mixers.core.contract import for_batch_norm
 from mixers.core.errors import Refusal
 
 
@@ -155,7 +156,7 @@ class AttentionStem(nn.Module):
         x = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v  # (B*H*W, h, p*p, d)
         x = x.transpose(2, 3).reshape(B, H * W, -1, side * side).transpose(1, 2)
         # Max pooling aligned with the patches is a maximum over the pixels of each.
-        return self.norm(x.contiguous()).amax(dim=3).unflatten(2, (H, W))  # see Bottleneck
+        return self.norm(for_batch_norm(x)).amax(dim=3).unflatten(2, (H, W))
 
     def _shares(self) -> Tensor:
         """(p*p, m): the share of each value matrix at each place of a patch."""

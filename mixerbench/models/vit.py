@@ -12,6 +12,7 @@ from mixerbench.models.names import accept_timm_names
 from mixerbench.models.part_kinds import register_backbone
 from mixerbench.models.positions import PositionEmbedding
 from mixers import MIXERS, TokenGrid
+from mixers.core.contract import as_tokens
 from mixers.core.plan import Plan, assign, check_prefix
 
 
@@ -93,7 +94,7 @@ class ViT(Backbone):
     def forward_features(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         grid = TokenGrid(*token_grid((height, width), self.patch_size), self.num_prefix_tokens)
-        x = self.with_prefix(self.stem(images).flatten(2).transpose(1, 2))
+        x = self.with_prefix(as_tokens(self.stem(images)))
         x = self.pos_drop(x + self.pos_embed(grid))
         return self.norm(self.run(self.blocks, x, grid))
 

@@ -284,7 +284,8 @@ def _batch(title: str, subject: Subject) -> None:
 
 @check("batch independence in training")
 def _batch_in_training(title: str, subject: Subject) -> None:
-    if any(isinstance(module, _BatchNorm) for module in subject.mixer.modules()):
+    batch_norm = any(isinstance(module, _BatchNorm) for module in subject.mixer.modules())
+    if batch_norm or subject.mixer.batch_statistics:
         return
     expected = "an image's output not to depend on others of its batch (only BatchNorm may)"
     trained = subject.trained

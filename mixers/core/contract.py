@@ -75,6 +75,18 @@ class TokenMixer(nn.Module, ABC):
     """
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Names of its parameters that take no weight decay (1-D parameters never do)."""
+    mixes_channels: ClassVar[bool] = False
+    """Is it its own channel mixer, so that a paper's model has no other?"""
+    batch_statistics: ClassVar[bool] = False
+    """Does an image's output in training depend on the others of its batch, as BatchNorm's does?"""
+    complexity: ClassVar[str] = ""
+    """How its cost grows with the number of tokens: "N", "N log N", "N^2"."""
+    operators: ClassVar[Mapping[str, str]] = {}
+    """Traced operators that no counter knows (``"aten::fft_fft2"``) -> name of a static method.
+
+    The method takes the shapes of the operator's inputs (None for what is no tensor) and of its
+    outputs, and returns the multiply-adds.
+    """
     adds_sub_layer: ClassVar[bool] = True
     """False for ``none``: a block then has no mixer, no norm and no residual for it."""
     stride: int = 1
@@ -123,6 +135,26 @@ class TokenMixer(nn.Module, ABC):
                 "heads, which does not come out even: choose a divisor of the width."
             )
         return self.dim // self.num_heads
+
+
+def as_image(x: Tensor, grid: TokenGrid) -> Tensor:
+    """The tokens of the grid as an image, (B, N, C) -> (B, C, H, W): a view, without the prefix."""
+    x = x[:, grid.prefix :] if grid.prefix else x
+    return x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W, C), row by row: a view where that is possible."""
+    return image.flatten(2).transpose(1, 2)
+
+
+def for_batch_norm(image: Tensor) -> Tensor:
+    """(B, C, H, W) in the memory order in which BatchNorm computes right gradients.
+
+    PyTorch 2.15's on a CPU returns wrong ones for some images of width 1 whose strides fit two
+    memory formats: leave it no choice.
+    """
+    return image.contiguous()
 
 
 def check_grid(name: str, built_for: TokenGrid, grid: TokenGrid) -> None:

@@ -201,13 +201,15 @@ def check_prefix(
 ) -> None:
     """Refuse a class token that some mixer cannot take, or that none would fill.
 
+    A fact that ``facts`` does not know passes: a base class of another package is not read.
+
     Raises:
         Refusal: says which mixer, and what to choose instead.
     """
     if pool != "token":
         return
-    mixing = [choice.name for choice in plan if facts(choice.name)["adds_sub_layer"]]
-    deaf = [name for name in mixing if not facts(name)["mixes_prefix"]]
+    mixing = [choice.name for choice in plan if facts(choice.name).get("adds_sub_layer", True)]
+    deaf = [name for name in mixing if not facts(name).get("mixes_prefix", True)]
     if deaf or not mixing:
         name = deaf[0] if deaf else "none"
         raise Refusal(
