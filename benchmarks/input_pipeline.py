@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets.folder import default_loader
 from virtual_ranks import IMAGES, make_tree
 
-from mixerbench.commands.pack import pack_folder
+from mixerbench.commands._packing import pack_folder
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import PIXELS, Settings
 from mixerbench.data.loader import train_loader

@@ -1,4 +1,4 @@
-"""What a mixer is, as its page tells it. Filled by ``mixerbench.commands.families``."""
+"""What a mixer is, as its page tells it. Filled by ``mixerbench.commands.leaderboard``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

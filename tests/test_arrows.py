@@ -1,6 +1,7 @@
 """Imports point one way: cli -> training -> {objectives, models, recipe, data, ...} -> mixers."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_models_know_mixers_and_plain_data_of_config_only() -> None:
     "part", ["objectives", "recipe", "data", "measure", "tracking", "models", "config"]
 )
 def test_parts_know_neither_the_training_nor_the_command_line(part: str) -> None:
-    forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.commands.list", "leaderboard")
+    forbidden = ("mixerbench.training", "mixerbench.cli", "mixerbench.commands", "leaderboard")
     assert _offenders(_modules(f"mixerbench.{part}"), forbidden) == []
 
 
@@ -134,10 +135,11 @@ def test_keys_and_errors_import_nothing_of_the_project() -> None:
     assert all(_within(name, ("mixers.core.errors",)) for name in errors)
 
 
-LIGHT = ("mixerbench.cli", "mixerbench.commands.list", "mixerbench.config", "mixerbench.tracking",
-         "mixerbench.errors", "mixerbench.training.folder", "mixerbench.launching.local",
+LIGHT = ("mixerbench.cli", "mixerbench.commands._listing", "mixerbench.commands._suite_report",
+         "mixerbench.config", "mixerbench.tracking", "mixerbench.errors",
+         "mixerbench.training.folder", "mixerbench.launching.local",
          "mixerbench.launching.job", "mixerbench.launching.size_matching",
-         "mixerbench.launching.suite", "mixerbench.launching.table", "mixerbench.commands.suite",
+         "mixerbench.launching.suite", "mixerbench.launching.table",
          "mixerbench.training.launch", "mixerbench.objectives.objective",
          "mixers.core.catalog", "mixers.core.plan", "leaderboard")  # fmt: skip
 """What a command line, a refusal and the parent of a sweep load."""
@@ -152,6 +154,19 @@ def test_what_refuses_a_typo_imports_nothing_heavy_at_its_top() -> None:
                 if isinstance(node, ast.ImportFrom):
                     names = [node.module or ""]
                 assert not any(_within(name, heavy) for name in names), f"{module}:{node.lineno}"
+
+
+def test_a_command_imports_only_how_commands_are_declared_at_its_top() -> None:
+    light = ("mixerbench.commands", "mixerbench.errors")
+    for module in _modules("mixerbench.commands"):
+        if "._" not in module:
+            for node in ast.parse(SOURCES[module].read_text(encoding="utf-8")).body:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                for name in names:
+                    known = name.partition(".")[0] in sys.stdlib_module_names
+                    assert known or _within(name, light), f"{module}:{node.lineno} imports {name}"
 
 
 def _package_of(module: str) -> str:

@@ -1,130 +1,63 @@
 """``mixerbench suite``: a whole benchmark, from its file to the leaderboard."""
 
-import shutil
-import sys
-from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
-from statistics import mean, stdev
+import argparse
 
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+from mixerbench.commands import Command
+from mixerbench.commands._arguments import split_settings
+from mixerbench.commands._start import check_store, with_data
+from mixerbench.errors import Refusal
 
-from leaderboard import leaderboard_text
-from mixerbench.config.schema import Tracking
-from mixerbench.errors import TrainingStopped, first_line
-from mixerbench.launching.suite import (
-    Suite,
-    find_runs,
-    fingerprint_of,
-    run_suite,
-    show_found,
+_ACTIONS = ("run", "show")
+
+
+def _run(options: argparse.Namespace) -> None:
+    action, *given = options.settings or [""]
+    if action not in _ACTIONS:
+        from mixers.core.names import nearest
+
+        problem = f"has no action {action!r}" if action else "needs an action"
+        raise Refusal(f"suite {problem}. {nearest(action, _ACTIONS)}")
+    own, others = split_settings(given, ["suite"])
+    if not own:
+        raise Refusal(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
+    from mixerbench.launching.size_matching import Matcher
+    from mixerbench.launching.suite import read_suite
+    from mixerbench.training.launch import find_rank
+
+    if find_rank() is not None:
+        raise Refusal("a suite starts its own processes: run it without torchrun or srun.")
+    suite = read_suite(own["suite"], others, Matcher(prepare=with_data))
+    with_data(suite.any_run)
+    from mixerbench.commands._suite_report import show_suite, train_suite
+
+    if action == "show":
+        show_suite(suite)
+        return
+    check_store(suite.any_run)
+    train_suite(suite)
+
+
+COMMAND = Command(
+    summary="train a whole benchmark, and go on with it after whatever has stopped it",
+    description="Train every run of a benchmark that is not finished, and print its leaderboard.",
+    help="""\
+actions:
+  run    train what is not finished and resume what was begun; start it again after a kill
+  show   what is finished, broken and waiting; trains nothing
+
+suite=NAME is a file of configs/suite, suite=FILE.yaml one of your own: 'description:', and below
+'runs:' settings as on the command line. A list is an axis, and every combination is a run; all
+of them have one protocol. Further settings go beside those of the file, or instead of them.
+
+examples:
+  mixerbench suite run suite=seeds
+  mixerbench suite run suite=seeds recipe.epochs=1 launcher.jobs=2
+      another number of epochs is another protocol, hence another leaderboard
+  mixerbench suite show suite=seeds
+  mixerbench suite run suite=my_suite.yaml run.seed=0
+  mixerbench suite run suite=seeds match=params:500k
+      every mixer at equal parameters
+""",
+    run=_run,
+    order=20,
 )
-from mixerbench.launching.table import FINISHED, SuiteTable
-from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.tracking.keys import Metric
-from mixerbench.tracking.passwords import without_password
-from mixerbench.tracking.store import resolve_uri
-from mixerbench.tracking.upload import Upload, sync_command
-
-
-def train_suite(suite: Suite) -> None:
-    """Train what is not finished, upload what the store has missed, print the leaderboard.
-
-    Raises:
-        Refusal: the data is not there or does not fit.
-        TrainingStopped: some runs did not finish; says which, after the leaderboard.
-        Preempted: a scheduler said so; the running ones have saved their state.
-    """
-    fingerprint = fingerprint_of(suite)
-    with SuiteTable(suite.runs, suite.any_run.run.progress) as table:
-        failures = run_suite(suite, fingerprint, table)
-    finished = _finished(suite, fingerprint)
-    tracking = suite.any_run.tracking
-    if finished and tracking.offline:
-        _print(_accuracies(suite, fingerprint, finished))
-    elif finished:
-        for folder in finished.values():
-            _upload(folder, tracking)
-        print(
-            leaderboard_text(
-                resolve_uri(tracking.uri),
-                filters=[f"protocol={fingerprint}"],
-                width=_width(),
-                color=sys.stdout.isatty(),
-            )
-        )
-    if failures:
-        raise TrainingStopped(
-            f"{len(failures)} of {len(suite.runs)} runs did not finish: {', '.join(failures)}. "
-            "The same command goes on with them."
-        )
-
-
-def show_suite(suite: Suite) -> None:
-    """Print what is finished, broken and waiting; train nothing."""
-    fingerprint = fingerprint_of(suite)
-    table = SuiteTable(suite.runs, enabled=False)
-    show_found(find_runs(suite, fingerprint), table)
-    protocol = suite.any_run.protocol.name
-    _print(Text(f"{suite.name}: {suite.description} ({protocol} · {fingerprint})"), table.render())
-
-
-def _finished(suite: Suite, fingerprint: str) -> dict[str, Path]:
-    """The folders of the finished runs."""
-    found = find_runs(suite, fingerprint)
-    return {
-        name: one.folder
-        for name, one in found.items()
-        if one.state == FINISHED and one.folder is not None
-    }
-
-
-def _upload(folder: Path, tracking: Tracking) -> None:
-    """Bring the store what it has missed; a store that is away now is no reason to stop."""
-    try:
-        upload = Upload(folder, tracking)
-        if not upload.is_complete():
-            upload.advance()
-    except Exception as error:  # whatever MLflow raises
-        print(
-            f"{folder}: the store refused the upload ({without_password(first_line(error))}); "
-            f"'{sync_command(folder, tracking.uri)}' uploads the rest.",
-            file=sys.stderr,
-        )
-
-
-def _accuracies(suite: Suite, fingerprint: str, finished: dict[str, Path]) -> Table:
-    """What the journals say, where there is no store to read: the mean over seeds, best first."""
-    by_model: dict[str, list[float]] = defaultdict(list)
-    for name, folder in finished.items():
-        by_model[suite.runs[name].label].append(_final_top1(folder))
-    title = f"{suite.any_run.protocol.name} · {fingerprint}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for header in ("top-1 (%)", "± std (seeds)", "seeds"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for label, top1 in sorted(by_model.items(), key=lambda item: -mean(item[1])):
-        spread = f"{stdev(top1):.2f}" if len(top1) > 1 else "-"
-        table.add_row(Text(label), f"{mean(top1):.2f}", spread, str(len(top1)))
-    return table
-
-
-def _final_top1(folder: Path) -> float:
-    values: Iterable[float] = (
-        record["values"][Metric.FINAL_TOP1]
-        for record, _ in read(folder / FILE_NAME)
-        if record["kind"] == "metrics" and Metric.FINAL_TOP1 in record["values"]
-    )
-    return next(iter(values))
-
-
-def _print(*parts: RenderableType) -> None:
-    console = Console(highlight=False, width=_width())
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))
-
-
-def _width() -> int:
-    return shutil.get_terminal_size((120, 24)).columns

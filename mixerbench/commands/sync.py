@@ -1,15 +1,17 @@
 """``mixerbench sync``: upload later what a tracking server has missed."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixerbench.config.schema import Tracking
+from mixerbench.commands import Command
+from mixerbench.commands._arguments import add_uri
 from mixerbench.errors import Refusal, first_line
-from mixerbench.tracking.passwords import without_password
-from mixerbench.tracking.store import check_reachable, resolve_uri
-from mixerbench.tracking.upload import RUN_FILE, Upload, read_cursor, sync_command
-from mixerbench.training.folder import read_settings
+
+
+def _run(options: argparse.Namespace) -> None:
+    sync_all(options.settings, options.uri)
 
 
 def sync_all(places: Sequence[str], uri: str | None = None) -> None:
@@ -41,6 +43,11 @@ def sync(place: str, uri: str | None = None) -> str:
     Raises:
         Refusal: there is no run, it was meant for another store, or the store refuses it.
     """
+    from mixerbench.config.schema import Tracking
+    from mixerbench.tracking.passwords import without_password
+    from mixerbench.tracking.store import check_reachable, resolve_uri
+    from mixerbench.tracking.upload import RUN_FILE, Upload, sync_command
+
     folder = Path(place)
     if not (folder / RUN_FILE).is_file():
         raise Refusal(f"{folder} is no run's folder: give one below run.root.")
@@ -69,6 +76,12 @@ def sync(place: str, uri: str | None = None) -> str:
 
 def _recorded(folder: Path) -> tuple[str | None, float]:
     """Where the run was meant to go or has gone, without a password, and how long to wait."""
+    from mixerbench.config.schema import Tracking
+    from mixerbench.tracking.passwords import without_password
+    from mixerbench.tracking.store import resolve_uri
+    from mixerbench.tracking.upload import read_cursor
+    from mixerbench.training.folder import read_settings
+
     tracking = Tracking()
     try:
         tracking = read_settings(folder).tracking
@@ -83,3 +96,18 @@ def _recorded(folder: Path) -> tuple[str | None, float]:
         return cursor["uri"], seconds
     uri = tracking.uri if isinstance(tracking.uri, str) else None
     return uri and without_password(resolve_uri(uri)), seconds
+
+
+COMMAND = Command(
+    summary="upload what a tracking server has missed",
+    description="Upload what is in the journals of runs and not yet in MLflow.",
+    help="""\
+examples:
+  mixerbench sync runs/digits-1b2c3d4e/attention_micro-seed0-20261121-101500
+  mixerbench sync runs/*/* --uri http://mlflow.lab.example:5000
+""",
+    run=_run,
+    add_flags=add_uri,
+    settings="+",
+    order=110,
+)

@@ -11,7 +11,7 @@ import pytest
 from made_stores import MadeStore
 
 from leaderboard.mixer_description import MixerDescription
-from mixerbench.commands.families import families
+from mixerbench.commands.leaderboard._mixer_pages import families
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param
 from mixers import list_mixers

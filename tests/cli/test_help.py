@@ -8,12 +8,15 @@ import pytest
 from micro_backbones import SIZES
 
 import mixerbench
+from mixerbench import commands
+from mixerbench.commands import find_commands
 from mixerbench.config.files import config_names
 from mixerbench.config.parts import part_catalog
 from mixerbench.config.presets import PRESETS
 from mixers.core.plan import SCHEDULES
 
-COMMANDS = ("train", "suite", "eval", "profile", "list", "measure", "leaderboard", "sync")
+COMMANDS = tuple(find_commands())
+ACTIONS = tuple(find_commands("mixerbench.commands.leaderboard"))
 Command = Callable[..., Any]
 
 
@@ -23,6 +26,40 @@ def test_help_names_every_command(arguments: list[str], command: Command) -> Non
     assert (outcome.code, outcome.err) == (0, "")
     for name in COMMANDS:
         assert f"\n  {name} " in outcome.out
+
+
+def test_the_commands_of_always_are_there() -> None:
+    named = {"train", "suite", "eval", "profile", "list", "measure", "leaderboard", "sync",
+             "import", "pack", "reproduce"}  # fmt: skip
+    assert named <= set(COMMANDS)
+    assert {"site", "serve", "publish", "export", "import"} <= set(ACTIONS)
+
+
+def test_the_commands_stand_in_a_sensible_order(command: Command) -> None:
+    out = command().out
+    assert out.index("\n  train ") < out.index("\n  eval ") < out.index("\n  leaderboard ")
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_each_action_of_the_leaderboard_is_listed_and_has_help(name: str, command: Command) -> None:
+    assert f"\n  {name} " in command("leaderboard", "--help").out
+    outcome = command("leaderboard", name, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"\n  mixerbench leaderboard {name}" in outcome.out
+
+
+def test_a_file_in_the_folder_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    (tmp_path / "greet.py").write_text(
+        "from mixerbench.commands import Command\n"
+        "def _run(options):\n    print('hello', *options.settings)\n"
+        "COMMAND = Command('say hello', 'Say hello.', 'examples:\\n  mixerbench greet', _run)\n"
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    assert "\n  greet         say hello\n" in command("--help").out
+    assert "Say hello." in command("greet", "--help").out
+    assert command("greet", "you").out == "hello you\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

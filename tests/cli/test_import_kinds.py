@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixerbench.commands.import_ import read_checkpoint
+from mixerbench.commands._foreign import read_checkpoint
 from mixerbench.config.schema import Distillation
 from mixerbench.objectives.classification.teacher import create_teacher
 

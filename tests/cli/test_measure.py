@@ -227,7 +227,7 @@ def test_a_store_that_refuses_leaves_the_results_on_the_terminal(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("the disk is full\nand more of it")
 
-    monkeypatch.setattr("mixerbench.commands.measure.record", refuse)
+    monkeypatch.setattr("mixerbench.commands._measuring.record", refuse)
     board = f"protocol={trained.fingerprint('none')}"
     outcome = command("measure", board, *QUICK, "--uri", trained.uri)
     assert outcome.code == 1
@@ -265,7 +265,7 @@ def test_no_room_on_the_device_names_the_model_and_what_to_change(
         progress(next(iter(models)), 0.0)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("mixerbench.commands.measure.measure_interleaved", fail)
+    monkeypatch.setattr("mixerbench.commands._measuring.measure_interleaved", fail)
     board = f"protocol={trained.fingerprint('none')}"
     outcome = command("measure", board, "mixer=patch_ff", *QUICK, "--uri", trained.uri)
     assert outcome.code == 1

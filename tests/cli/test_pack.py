@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mixerbench import cli
-from mixerbench.commands import pack as pack_command
+from mixerbench.commands import _packing as pack_command
 from mixerbench.config.compose import compose
 from mixerbench.data.packing.opening import open_packed
 from mixerbench.data.source import open_images

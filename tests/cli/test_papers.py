@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixerbench.commands.reproduce import Row, agrees, markdown, row
+from mixerbench.commands._papers import Row, agrees, markdown, row
 from mixerbench.config.compose import compose
 from mixerbench.config.presets import PRESETS
 from mixerbench.errors import Refusal

@@ -154,11 +154,12 @@ def test_recipe_of_another_protocol_keeps_what_the_protocol_itself_says() -> Non
 
 def _documented() -> list[str]:
     """Every complete train and profile command of the documentation, the help and configs/."""
-    from mixerbench import cli
+    from mixerbench import cli, commands
 
     texts = [path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
     texts += [path.read_text() for path in CONFIGS.rglob("*.yaml")]
     texts += [Path(cli.__file__).read_text(), (ROOT / "Makefile").read_text()]
+    texts += [path.read_text() for path in Path(commands.__path__[0]).rglob("*.py")]
     joined = "\n".join(texts).replace("\\\n", " ")
     lines = re.findall(r"mixerbench ((?:train|profile) [^\n`#]*=[^\n`#]*)", joined)
     return sorted({line.strip() for line in lines if "..." not in line and "SETTING" not in line})

@@ -539,7 +539,7 @@ def test_a_failing_run_stops_no_other_and_is_resumed_next_time(
 def test_the_refusal_of_one_run_is_told_after_the_others(
     tiny_suite: Callable[..., Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixerbench.commands import suite as command
+    from mixerbench.commands import _suite_report as command
 
     suite = tiny_suite()
     failing = list(suite.runs)[-1]

@@ -35,7 +35,11 @@ from leaderboard.opening import open_source
 from leaderboard.reading.parquet import CURVES_FILE
 from leaderboard.reading.results import TrainedRun
 from leaderboard.reading.source import Source
-from mixerbench.commands.bundle import export_bundle, import_bundle, import_bundle_folder
+from mixerbench.commands.leaderboard._bundle import (
+    export_bundle,
+    import_bundle,
+    import_bundle_folder,
+)
 from mixerbench.config import schema
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import MACHINE_PATHS
@@ -663,7 +667,7 @@ def test_an_import_that_is_killed_is_completed_by_the_next(shared: Shared, new_u
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from mlflow import MlflowClient; from leaderboard.bundles.reader import Bundle\n"
-        "from mixerbench.commands.bundle import import_bundle\n"
+        "from mixerbench.commands.leaderboard._bundle import import_bundle\n"
         "def die(*arguments, **named): os.kill(os.getpid(), signal.SIGKILL)\n"
         "MlflowClient.log_artifact = die\n"
         f"import_bundle(Bundle(Path({str(shared.bundle)!r})), {uri!r})\n"

@@ -17,9 +17,9 @@ from leaderboard.opening import open_source
 from leaderboard.ranking.board import Board
 from leaderboard.ranking.boards import boards
 from leaderboard.server import Refresher
-from mixerbench.commands.bundle import export_bundle, import_bundle_folder
-from mixerbench.commands.publish import publish
-from mixerbench.commands.site import site
+from mixerbench.commands.leaderboard._bundle import export_bundle, import_bundle_folder
+from mixerbench.commands.leaderboard._publishing import publish
+from mixerbench.commands.leaderboard.site import site
 from mixerbench.config.compose import compose
 from mixerbench.tracking.keys import Artifact, Hardest
 from mixerbench.tracking.store import Store

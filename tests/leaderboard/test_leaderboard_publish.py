@@ -8,7 +8,7 @@ import pytest
 from made_runs import LONGER
 
 from leaderboard.opening import read_runs
-from mixerbench.commands.publish import publish
+from mixerbench.commands.leaderboard._publishing import publish
 from mixerbench.errors import Refusal
 from mixerbench.tracking.keys import LEADERBOARD, Artifact, Metric, Tag
 from mixerbench.tracking.store import Store

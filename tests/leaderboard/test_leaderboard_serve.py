@@ -20,8 +20,8 @@ import pytest
 from browser import open_browser
 
 import leaderboard
-from mixerbench.commands import serve as command
-from mixerbench.commands.publish import publish
+from mixerbench.commands.leaderboard import _serving as command
+from mixerbench.commands.leaderboard._publishing import publish
 from mixerbench.errors import Refusal
 from mixerbench.tracking import views
 from mixerbench.tracking.keys import Metric
@@ -33,7 +33,7 @@ START_SECONDS = 180  # a server needs 12 s on two quiet cores
 # As `mixerbench leaderboard serve`, but what would listen to others listens to this machine only.
 SCRIPT = """
 import os, sys
-from mixerbench.commands.serve import serve
+from mixerbench.commands.leaderboard._serving import serve
 from mixerbench.errors import exit_code
 real = os.execve
 def execve(path, command, environment):
@@ -418,7 +418,7 @@ def test_mlflow_takes_the_names_that_are_meant(monkeypatch: pytest.MonkeyPatch) 
 
 def test_importing_the_command_is_quick() -> None:
     code = (
-        "import sys, mixerbench.commands.serve, leaderboard.server;"
+        "import sys, mixerbench.commands.leaderboard._serving, leaderboard.server;"
         "sys.exit(bool({'mlflow', 'torch', 'pandas'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mixerbench.commands.eval import (
+from mixerbench.commands._checkpoint import (
     evaluate_place,
     find_file,
     load_weights,

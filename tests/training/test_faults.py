@@ -19,7 +19,7 @@ from processes import differences, finish, start_group
 from sklearn.datasets import load_sample_images
 from small_disks import Disk, mounted
 
-from mixerbench.commands.pack import pack_folder
+from mixerbench.commands._packing import pack_folder
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings
 from mixerbench.errors import Refusal, TrainingStopped

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mixerbench.commands.eval import evaluate_place
+from mixerbench.commands._checkpoint import evaluate_place
 from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Protocol
 from mixerbench.data import source

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from mixerbench.commands.eval import evaluate_place
+from mixerbench.commands._checkpoint import evaluate_place
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.errors import Refusal

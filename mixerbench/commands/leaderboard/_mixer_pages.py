@@ -7,7 +7,7 @@ from typing import Any
 from leaderboard import Board
 from leaderboard.mixer_description import MixerDescription, Part
 from leaderboard.reading.results import TrainedRun
-from mixerbench.commands.list import shown
+from mixerbench.commands._listing import shown
 from mixerbench.errors import first_line
 from mixerbench.measure import tokens
 from mixerbench.tracking.keys import Param

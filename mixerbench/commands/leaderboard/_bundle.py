@@ -1,4 +1,4 @@
-"""``mixerbench leaderboard export`` and ``import``: results as a folder for others."""
+"""The work of ``mixerbench leaderboard export`` and ``import``: results as a folder for others."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""``mixerbench leaderboard serve``: MLflow on a store, with the leaderboard's pages beside it."""
+"""The work of ``mixerbench leaderboard serve``: MLflow on a store, with the pages beside it."""
 
 import importlib.util
 import ipaddress

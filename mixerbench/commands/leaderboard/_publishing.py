@@ -1,4 +1,4 @@
-"""``mixerbench leaderboard publish``: the pages as artifacts, where people browse in MLflow."""
+"""The work of ``mixerbench leaderboard publish``: the pages as artifacts in MLflow."""
 
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def publish(uri: str | None, filters: Sequence[str], plugins: Sequence[str] = ()
     if not by_experiment:
         raise Refusal("there is no finished run to publish.")
 
-    from mixerbench.commands.families import families_of
+    from mixerbench.commands.leaderboard._mixer_pages import families_of
 
     about = families_of(found, plugins)
     url = source.name if uri.startswith(("http://", "https://")) else ""
