@@ -162,7 +162,7 @@ def expand_plan(overrides: Sequence[str]) -> list[str]:
     """``mixer={cycle:[a,b]}`` and ``mixer=[a,b]`` are plans without a name."""
     expanded = []
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, value = read_assignment(override)
         if key != "mixer" or value[:1] not in ("{", "["):
             expanded.append(override)
         else:
