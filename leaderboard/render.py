@@ -104,7 +104,7 @@ def terminal(
 
 
 def csv(boards: Sequence[Board]) -> str:
-    """One row per model, full precision. Has no place for the skipped runs.
+    """One row per model, full precision. The skipped runs are not in it.
 
     Raises:
         Refusal: several protocols, which may not share a table.

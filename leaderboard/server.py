@@ -38,7 +38,7 @@ _BEING_WRITTEN: Final = """\
 
 
 class Refresher:
-    """Keeps a site up to date in a thread of its own; whoever asks is never kept waiting."""
+    """Keeps a site up to date in a thread of its own, so that no request waits for it."""
 
     def __init__(self, uri: str, every_seconds: float, home: Path) -> None:
         self.uri, self.every_seconds, self.home = uri, every_seconds, home
@@ -57,7 +57,7 @@ class Refresher:
         self._thread.start()
 
     def ask(self) -> None:
-        """Somebody looks: see, not more often than every few seconds, whether all is shown."""
+        """Have the thread look for new results; it does so at most every few seconds."""
         self._asked.set()
 
     def close(self) -> None:
@@ -96,7 +96,9 @@ class Refresher:
         reading = open_source(self.uri).read()
         # Of a run that is not finished only the number is shown: while it trains, nothing is new.
         results = [(run.run_id, run.finished) for run in reading.runs]
-        results += [(one.run_id, one.finished) for one in reading.measurements]
+        results += [
+            (measurement.run_id, measurement.finished) for measurement in reading.measurements
+        ]
         content = repr((sorted(results), sorted(reading.skipped.items())))
         version = hashlib.sha256(content.encode()).hexdigest()[:16]
         before = self.folder
@@ -210,7 +212,7 @@ def _add_routes(app: "Flask", refresher: Refresher) -> None:
 
 
 def _let_every_user_in() -> None:
-    """Whoever has logged in may read the pages; MLflow refuses users what has no rule of its own.
+    """Let every user who has logged in read the pages: without a rule, MLflow refuses them.
 
     An administrator may read everything; of others a rule is looked for by (path, method).
     """

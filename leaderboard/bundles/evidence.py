@@ -154,10 +154,10 @@ def _shown(rows: "pa.Table") -> Shown:
 
 
 def _other_images(run: TrainedRun, shown: Shown, first: TrainedRun, expected: Shown) -> str | None:
-    """What tells the images of two runs of one protocol apart: only unreadable ones may."""
+    """How the images of two runs of one protocol differ, if by more than unreadable ones."""
     common = shown.keys() & expected.keys()
     missing = len(expected) - len(common), len(shown) - len(common)
-    excused = (one.metrics.get(Metric.UNREADABLE_VAL_IMAGES, 0) for one in (run, first))
+    excused = (either.metrics.get(Metric.UNREADABLE_VAL_IMAGES, 0) for either in (run, first))
     nearly_all = (1 - MOST_UNREADABLE) * max(len(shown), len(expected))
     if (
         any(lacks > count for lacks, count in zip(missing, excused, strict=True))
@@ -169,7 +169,10 @@ def _other_images(run: TrainedRun, shown: Shown, first: TrainedRun, expected: Sh
             f"{first.name} of the same protocol"
         )
     for image in common:
-        if None not in (one := shown[image][1], other := expected[image][1]) and one != other:
+        if (
+            None not in (pixels := shown[image][1], first_pixels := expected[image][1])
+            and pixels != first_pixels
+        ):
             return f"its image {image:.80} has other pixels than that of {first.name}"
     return None
 

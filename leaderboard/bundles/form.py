@@ -18,7 +18,7 @@ SCHEMA = 2
 """Of what is written; all from 1 are read. 2: predictions have checksums of the images' pixels."""
 FILE = "bundle.json"
 RUNS = "runs.json"
-# What a file may look like, see `_misfit`: of a mapping all keys, or one type of any keys.
+# The forms of the two files, as `_misfit` reads them.
 _STATE = {
     **{"experiment": str, "name": str, "status": str, "deleted": bool},
     **{"started": int, "finished": int, "tags": {str: str}, "params": {str: str}},
@@ -32,7 +32,7 @@ CONTENT_FORM = {
     **{"experiments": {str: str}, "parts": {str: {str: str}}, "runs": {str: _STATE}},
     **{"settings": {str: dict}, "measurements": {str: _MEASUREMENT}},
 }
-ABOUT_FORM = {"schema": int, "files": {str: str}}
+HEADER_FORM = {"schema": int, "files": {str: str}}
 _LEVELS = 20  # of nesting; settings have 5
 _ID = re.compile(r"[0-9A-Za-z]{1,64}")  # of a run: it becomes the name of a folder
 _SESSION = re.compile(r"[\w.-]{1,64}")
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
 
 
 def one_line(text: object) -> str:
-    """Without line breaks and what a terminal would obey: anybody may have written it."""
+    """The text without line breaks and control characters: anybody may have written it."""
     return plain(str(text))[:400]
 
 
@@ -103,7 +103,10 @@ def check_form(content: Any, form: Any, path: Path) -> None:
 
 
 def _misfit(value: Any, form: Any, where: str = "its top") -> str:
-    """Where a value has another form; empty if nowhere. A form is a type, or a mapping of forms."""
+    """The path at which a value does not have this form; empty if it has it.
+
+    A form is a type, or a mapping: of its keys to forms, or of ``str``, for any key, to one form.
+    """
     if not isinstance(form, dict):
         if form is float:  # JSON has numbers of any length
             return "" if type(value) in (int, float) and abs(value) < INFINITY else where
@@ -118,12 +121,12 @@ def _misfit(value: Any, form: Any, where: str = "its top") -> str:
 
 
 def misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
-    """What neither a folder nor MLflow would take, or has nothing that it refers to."""
+    """Names that no folder or MLflow would take, and references to what is not in the bundle."""
     runs, parts, measurements = content["runs"], content["parts"], content["measurements"]
     ids = [*runs, *measurements, *(run["tags"].get(Tag.UID, "") for run in runs.values())]
-    for one in ids:
-        if not _ID.fullmatch(one):
-            yield f"{one!r:.80} is no id of a run"
+    for identifier in ids:
+        if not _ID.fullmatch(identifier):
+            yield f"{identifier!r:.80} is no id of a run"
     uids = [run["tags"].get(Tag.UID) for run in runs.values()]
     keys = [(m["session"], *_model_of(m)) for m in measurements.values()]
     if len({*uids}) < len(uids) or len({*keys}) < len(keys):
@@ -139,24 +142,27 @@ def misfits_of_names(content: Mapping[str, Any]) -> Iterator[str]:
         (run["tags"].get(Tag.PROTOCOL_FINGERPRINT), run["tags"].get(Tag.MODEL_FINGERPRINT))
         for run in runs.values()
     }
-    for one in measurements.values():
-        if not _SESSION.fullmatch(one["session"]):
-            yield f"{one['session']!r:.80} is no session of measurements"
-        if _model_of(one) not in models:
-            yield f"measurement {one['run_id']:.80} is of a model without a run"
-    if any(run_id != one["run_id"] for run_id, one in measurements.items()):
+    for measurement in measurements.values():
+        if not _SESSION.fullmatch(measurement["session"]):
+            yield f"{measurement['session']!r:.80} is no session of measurements"
+        if _model_of(measurement) not in models:
+            yield f"measurement {measurement['run_id']:.80} is of a model without a run"
+    if any(run_id != measurement["run_id"] for run_id, measurement in measurements.items()):
         yield "a measurement has two ids"
-    for one in (*runs.values(), *measurements.values()):
-        if not 0 <= one.get("started", 0) <= one["finished"] < 2**53:
+    for record in (*runs.values(), *measurements.values()):
+        if not 0 <= record.get("started", 0) <= record["finished"] < 2**53:
             yield "a time is out of range"
-    named = [*(one["metrics"] for one in (*runs.values(), *measurements.values())), *parts.values()]
+    named = [
+        *(record["metrics"] for record in (*runs.values(), *measurements.values())),
+        *parts.values(),
+    ]
     for key in set(chain.from_iterable(named)):
         if not _KEY.fullmatch(key):
             yield f"MLflow takes no name like {key!r:.80}"
     texts = {
         "tag": [
             *(text for run in runs.values() for text in run["tags"].values()),
-            *(one["hardware"] for one in measurements.values()),
+            *(measurement["hardware"] for measurement in measurements.values()),
         ],
         "parameter": [text for part in parts.values() for text in part.values()],
         "experiment": content["experiments"].values(),

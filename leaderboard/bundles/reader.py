@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from leaderboard.bundles.evidence import check_runs, title
 from leaderboard.bundles.form import (
-    ABOUT_FORM,
     CONTENT_FORM,
     FILE,
+    HEADER_FORM,
     MOST_RUNS,
     RUNS,
     SCHEMA,
@@ -68,14 +68,14 @@ class Bundle:
         """
         self.folder = folder
         self.name = f"bundle {folder.resolve().name}"
-        about = read_json(folder / FILE)
-        schema = about.get("schema") if isinstance(about, dict) else None
+        header = read_json(folder / FILE)
+        schema = header.get("schema") if isinstance(header, dict) else None
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise BundleError(
                 f"{folder / FILE} has schema {str(schema)[:20]}; this version reads 1 to {SCHEMA}."
             )
-        check_form(about, ABOUT_FORM, folder / FILE)
-        self._files = about["files"]
+        check_form(header, HEADER_FORM, folder / FILE)
+        self._files = header["files"]
         self._check_files()
         content = read_json(folder / RUNS)
         check_form(content, CONTENT_FORM, folder / RUNS)
@@ -111,11 +111,15 @@ class Bundle:
         check_runs(reading.runs, content["settings"], self._predictions)
         for run in reading.runs:
             self._check_pictures_and_curves(run)
-        measurements = [Measurement(**one) for one in content["measurements"].values()]
-        for one in measurements:
-            problems = chain(problems_of_time(one.finished), problems_of_metrics(one.metrics))
+        measurements = [
+            Measurement(**measurement) for measurement in content["measurements"].values()
+        ]
+        for measurement in measurements:
+            problems = chain(
+                problems_of_time(measurement.finished), problems_of_metrics(measurement.metrics)
+            )
             if problem := next(problems, None):
-                raise BundleError(one_line(f"measurement {one.run_id}: {problem.line}."))
+                raise BundleError(one_line(f"measurement {measurement.run_id}: {problem.line}."))
         return reading._replace(measurements=in_order(measurements))
 
     def artifact(self, run: TrainedRun, name: str, *, again: bool = False) -> Path | None:

@@ -63,12 +63,12 @@ def export(
     if folder.exists():
         raise Refusal(f"{folder} exists: give a new folder.")
     runs = sorted(runs, key=lambda run: run.run_id)
-    measurements = sorted(measurements, key=lambda one: one.run_id)
+    measurements = sorted(measurements, key=lambda measurement: measurement.run_id)
     if not runs:
         raise Refusal("there is no run to export.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        new = Path(place) / folder.name
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / folder.name
         new.mkdir()
         write_json(new / RUNS, _content_of(source, runs, measurements))
         for name in (Artifact.PREDICTIONS, Artifact.HARDEST):
@@ -117,8 +117,11 @@ def _content_of(
         "runs": states,
         "settings": settings,
         "measurements": {
-            one.run_id: {**dataclasses.asdict(one), "metrics": dict(one.metrics)}
-            for one in measurements
+            measurement.run_id: {
+                **dataclasses.asdict(measurement),
+                "metrics": dict(measurement.metrics),
+            }
+            for measurement in measurements
         },
     }
 

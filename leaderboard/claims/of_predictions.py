@@ -43,9 +43,9 @@ def problems_of_predictions(
 def digest_of_predictions(
     image: "NDArray[Any]", top1: "NDArray[Any]", confidence: "NDArray[Any]"
 ) -> str | None:
-    """Equal for runs that answered each image alike, to the last digit of every confidence.
+    """A digest that is equal only for runs with the same predictions, to the last digit.
 
-    None: a model that is as sure as numbers can be of nearly every image may do so honestly.
+    None: nearly all confidences are 1 to the last digit, so that two seeds may honestly agree.
     """
     import numpy as np
 
@@ -60,7 +60,7 @@ def digest_of_predictions(
 
 
 def same_predictions(seed: str) -> Problem:
-    """Of a run whose digest is that of a run of the same model with this other seed."""
+    """The problem of a run that has the digest of another seed's run of the same model."""
     return Problem(
         "with the predictions of another seed",
         f"its predictions are those of seed {seed}, to the last digit: no two seeds give the same",

@@ -111,7 +111,7 @@ def differences(
 
 
 class Parameters:
-    """The settings that parameters tell, by the digests of their groups: most runs share them."""
+    """Settings read back from parameters, kept by the digests of groups: most runs share them."""
 
     _GROUPS = (Param.PROTOCOL, Param.MODEL, Param.RUN)
 

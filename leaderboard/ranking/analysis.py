@@ -110,12 +110,12 @@ def analyse(entries: Mapping[str, tuple[TrainedRun, ...]], source: Source) -> An
 
 
 def _analyse(entries: Mapping[str, tuple[TrainedRun, ...]], source: Source) -> Analysis:
-    intervals = {key: one for key, runs in entries.items() if (one := _interval(runs))}
+    intervals = {key: interval for key, runs in entries.items() if (interval := _interval(runs))}
     if len(entries) > MOST_ENTRIES:
         return dataclasses.replace(NOTHING, intervals=intervals)
     reader = Reader(source)
     predictions, missing = _read_all(entries, reader)
-    errors = {key: 100 * _calibration_error(one) for key, one in predictions.items()}
+    errors = {key: 100 * _calibration_error(answers) for key, answers in predictions.items()}
     top1 = {key: _top1(runs) for key, runs in entries.items()}
     comparisons, unlike = _compare_all(top1, predictions, reader)
     ranges = _rank_ranges(top1, comparisons)
@@ -138,13 +138,13 @@ def _read_all(
 def _rank_ranges(
     top1: Mapping[str, Sequence[float]], comparisons: Mapping[tuple[str, str], Comparison]
 ) -> dict[str, tuple[int, int]]:
-    places = {key: place for place, key in enumerate(top1)}
+    positions = {key: position for position, key in enumerate(top1)}
     scores = [fmean(values) for values in top1.values()]
     differ = {}
-    for (a, b), one in comparisons.items():
-        i, j = places[a], places[b]
+    for (a, b), comparison in comparisons.items():
+        i, j = positions[a], positions[b]
         # On the images that both have, the order might be another one than that of the means.
-        differ[i, j] = one.differ and (one.difference > 0) == (scores[i] > scores[j])
+        differ[i, j] = comparison.differ and (comparison.difference > 0) == (scores[i] > scores[j])
     return dict(zip(top1, statistics.rank_ranges(scores, differ), strict=True))
 
 
@@ -184,7 +184,7 @@ def _compare_all(
     found: dict[tuple[str, str], Comparison] = {}
     unlike: dict[tuple[str, str], tuple[int, int]] = {}
     noise = statistics.seed_noise(list(top1.values()))
-    rows = {key: _Rows(one.top1, one.correct) for key, one in predictions.items()}
+    rows = {key: _Rows(answers.top1, answers.correct) for key, answers in predictions.items()}
     for a, b in combinations(predictions, 2):
         of_a, of_b = rows[a], rows[b]
         if predictions[a].images is not predictions[b].images:
@@ -192,7 +192,7 @@ def _compare_all(
             if not common.is_nearly_all:
                 unlike[a, b] = common.count, common.of
                 continue
-            of_a, of_b = of_a.at(common.places[0]), of_b.at(common.places[1])
+            of_a, of_b = of_a.at(common.positions[0]), of_b.at(common.positions[1])
         found[a, b] = _compare(of_a, of_b, noise)
     pairs = list(combinations(top1, 2))
     corrected = statistics.holm([found[pair].p if pair in found else 1.0 for pair in pairs])
@@ -209,8 +209,8 @@ class _Rows(NamedTuple):
     top1: "NDArray[Any]"
     correct: "NDArray[Any]"
 
-    def at(self, places: "NDArray[Any]") -> "_Rows":
-        return _Rows(self.top1[:, places], self.correct[:, places])
+    def at(self, positions: "NDArray[Any]") -> "_Rows":
+        return _Rows(self.top1[:, positions], self.correct[:, positions])
 
     @property
     def accuracies(self) -> list[float]:

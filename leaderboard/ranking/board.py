@@ -83,10 +83,10 @@ class Board:
         """
         columns = [check_sort(cost), check_sort(gain)]
         rows = [[entry.value(column) for column in columns] for entry in self.entries]
-        places = [i for i, row in enumerate(rows) if all(isinstance(v, int | float) for v in row)]
+        indices = [i for i, row in enumerate(rows) if all(isinstance(v, int | float) for v in row)]
         signs = (-1 if columns[0].high_first else 1, 1 if columns[1].high_first else -1)
-        points = [(signs[0] * float(rows[i][0]), signs[1] * float(rows[i][1])) for i in places]  # type: ignore[arg-type]
-        return tuple(self.entries[places[i]] for i in front(points))
+        points = [(signs[0] * float(rows[i][0]), signs[1] * float(rows[i][1])) for i in indices]  # type: ignore[arg-type]
+        return tuple(self.entries[indices[i]] for i in front(points))
 
     def frame(self) -> "DataFrame":
         """A row for each entry, indexed by label, columns by their names in `COLUMNS`."""
@@ -118,7 +118,7 @@ class Board:
 
     def _how_measured(self) -> str:
         found = [e.efficiency for e in self.entries if e.efficiency]
-        sessions = Counter(one.session for one in found)
+        sessions = Counter(efficiency.session for efficiency in found)
         alone = sessions.pop("", 0)
         if not sessions:
             return ", each at the end of its training: 'mixerbench measure' does it side by side"

@@ -48,8 +48,10 @@ def boards(
     for run in runs:
         by_protocol[run.protocol_fingerprint].append(run)
     by_model = defaultdict(list)
-    for one in measurements:
-        by_model[one.protocol_fingerprint, one.model_fingerprint].append(one)
+    for measurement in measurements:
+        by_model[measurement.protocol_fingerprint, measurement.model_fingerprint].append(
+            measurement
+        )
     found = [_board(group, by_model) for group in by_protocol.values()]
     keep = filter_of(filters, found)
     shown = []
@@ -60,7 +62,8 @@ def boards(
     shown.sort(key=lambda b: (b.synthetic, -len(b.entries), b.protocol, b.fingerprint))
     chosen = _hardware_of_each(shown, hardware)
     return tuple(
-        _finish(board, one, source, column) for board, one in zip(shown, chosen, strict=True)
+        _finish(board, hardware_name, source, column)
+        for board, hardware_name in zip(shown, chosen, strict=True)
     )
 
 
@@ -80,15 +83,15 @@ def _board(
     labels = Counter(entry.label for entry in entries)
     top1 = [fmean(run.metrics[HEADLINE.key] for run in entry.runs) for entry in entries]
     ordered = sorted(top1, reverse=True)
-    first_place = {value: place for place, value in reversed([*enumerate(ordered, start=1)])}
+    first_rank = {value: rank for rank, value in reversed([*enumerate(ordered, start=1)])}
     everyone = tuple(
         replace(
             entry,
-            rank=first_place[own],
+            rank=first_rank[mean],
             label=entry.label
             + (f" [{entry.model_fingerprint[:6]}]" if labels[entry.label] > 1 else ""),
         )
-        for entry, own in zip(entries, top1, strict=True)
+        for entry, mean in zip(entries, top1, strict=True)
     )
     return Board(
         protocol=last.protocol_name,
@@ -132,7 +135,8 @@ def _finish(board: Board, hardware: str, source: Source | None, column: Column) 
     machines = Counter(run.hardware for entry in board.everyone for run in entry.runs)
     measured = (entry.efficiencies.get(hardware) for entry in board.everyone)
     machine = next(
-        (one.machine for one in measured if one), max(machines, key=machines.__getitem__)
+        (efficiency.machine for efficiency in measured if efficiency),
+        max(machines, key=machines.__getitem__),
     )
 
     def finish(entries: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -147,10 +147,10 @@ class Entry:
         return None
 
 
-def hardware_of(one: TrainedRun | Measurement) -> str:
+def hardware_of(result: TrainedRun | Measurement) -> str:
     """Two batch sizes are as little comparable as two machines."""
-    batch_size = one.metrics.get(Metric.MEASURE_BATCH_SIZE)
-    return one.hardware + (f" · batch {batch_size:.0f}" if batch_size else "")
+    batch_size = result.metrics.get(Metric.MEASURE_BATCH_SIZE)
+    return result.hardware + (f" · batch {batch_size:.0f}" if batch_size else "")
 
 
 def entry_of(seeds: Mapping[str, list[TrainedRun]], measurements: Sequence[Measurement]) -> Entry:
@@ -192,6 +192,10 @@ def _efficiencies(
             finished=max(run.finished for run in group),
             metrics={key: fmean(numbers) for key, numbers in values.items()},
         )
-    for one in sorted(measurements, key=lambda one: (one.finished, one.run_id)):
-        found[hardware_of(one)] = Efficiency(one.hardware, one.session, one.finished, one.metrics)
+    for measurement in sorted(
+        measurements, key=lambda measurement: (measurement.finished, measurement.run_id)
+    ):
+        found[hardware_of(measurement)] = Efficiency(
+            measurement.hardware, measurement.session, measurement.finished, measurement.metrics
+        )
     return found

@@ -1,6 +1,6 @@
-"""What must be known of a board beside its numbers: ranks without a test, images left out, mixes.
+"""Notes below a board: ranks without a test, images left out, seeds of different versions.
 
-Each line names whom it is about, and says what is wrong.
+Each line names the entry that it is about, and says what is wrong.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ def lines(shown: Sequence[Entry], everyone: Sequence[Entry], analysis: Analysis)
 
 
 def _untested(everyone: Sequence[Entry], analysis: Analysis) -> Iterator[str]:
-    """Why ranks lack a test, of all entries: each may be a rival of those shown."""
+    """Why ranks are not tested. Entries that are not shown count too: they are rivals."""
     labels = {entry.key: entry.label for entry in everyone}
     if len(labels) > MOST_ENTRIES:
         yield f"{len(labels)} entries: pairs are tested up to {MOST_ENTRIES}, so no rank is tested"
@@ -40,13 +40,13 @@ def _untested(everyone: Sequence[Entry], analysis: Analysis) -> Iterator[str]:
         return
     for key, reason in analysis.missing.items():
         yield f"{labels[key]}: no test of its rank: {reason}"
-    places = {key: place for place, key in enumerate(labels)}
+    positions = {key: position for position, key in enumerate(labels)}
     left = dict(analysis.unlike)
     while left:  # whoever is unlike most others is named first
         counts = Counter(key for pair in left for key in pair)
-        key = max(counts, key=lambda key: (counts[key], places[key]))
+        key = max(counts, key=lambda key: (counts[key], positions[key]))
         common = {(a if b == key else b): left.pop((a, b)) for a, b in [*left] if key in (a, b)}
-        names = [labels[other] for other in sorted(common, key=places.__getitem__)]
+        names = [labels[other] for other in sorted(common, key=positions.__getitem__)]
         count, of = max(common.values())
         yield (
             f"{labels[key]}: no test of its rank against {_names(names)}: evaluated on other "

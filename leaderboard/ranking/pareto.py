@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of the points that no other dominates, the lowest cost first.
+    """The indices of the points that no other dominates, the lowest cost first.
 
     A point dominates another if it costs no more, is at least as accurate, and is better in one.
 

@@ -6,7 +6,7 @@ from leaderboard.reading.results import TrainedRun
 from mixerbench.tracking.keys import Param, Tag
 
 VERSIONS = ("mixerbench", "torch", "torchvision", "timm", "pillow", "numpy")
-"""Of these a result depends: of their operators, and of how they decode and resize images."""
+"""Packages on which a result depends: their operators, and how they decode and resize images."""
 _CODE = {Tag.GIT_COMMIT: "commit", Tag.GIT_DIRTY: "uncommitted changes"}
 
 
@@ -16,13 +16,13 @@ def versions(runs: Iterable[TrainedRun]) -> dict[str, tuple[str, ...]]:
     found = {}
     for package in VERSIONS:
         key = f"{Param.ENVIRONMENT}{package}"
-        if values := {one[key] for one in environments if key in one}:
+        if values := {environment[key] for environment in environments if key in environment}:
             found[package] = tuple(sorted(values))
     return found
 
 
 def mixed(runs: Sequence[TrainedRun]) -> dict[str, tuple[str, ...]]:
-    """In what the runs of one entry differ that may make their results differ, and its values."""
+    """Packages and code in which the runs of one entry differ, with all their values."""
     found = {package: values for package, values in versions(runs).items() if len(values) > 1}
     for tag, name in _CODE.items():
         if len(values := {run.tags[tag] for run in runs if tag in run.tags}) > 1:

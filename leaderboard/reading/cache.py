@@ -1,4 +1,4 @@
-"""What has been read of a store before, in files of our own: reading it again is then quick.
+"""A cache of what was read of a source, so that reading it again is quick.
 
 One folder per source below ``$XDG_CACHE_HOME/mixerbench`` (else ``~/.cache/mixerbench``). Deleting
 it loses nothing but time.
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 FORMAT = "3"
-"""Raised when what is kept changes its form; a cache of another format is begun anew."""
+"""Raised when the format changes; a cache of another format is emptied."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, state TEXT);
@@ -42,7 +42,7 @@ class Cache:
             self.replace(error)
 
     def replace(self, error: Exception) -> None:
-        """Begin anew after this error: in a new file, or in a temporary folder if that fails."""
+        """Start an empty cache after this error: a new file, else a temporary folder."""
         damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
             error,
             sqlite3.OperationalError,  # locked, no room, not writable
@@ -59,7 +59,7 @@ class Cache:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process is in here at the same time; one that dies lets the next in."""
+        """A lock between processes; it is released when its holder ends, however that happens."""
         with FileLock(self.folder / "lock"):
             yield
 
@@ -68,7 +68,7 @@ class Cache:
             return dict(db.execute("SELECT name, value FROM facts"))
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """The state of every run that was read, as `update` was given it."""
+        """The states of all runs that were read, by run id, as given to `update`."""
         with self._open() as db:
             rows = db.execute("SELECT run_id, state FROM runs")
             return {run_id: json.loads(state) for run_id, state in rows}
@@ -86,7 +86,7 @@ class Cache:
         gone: Iterable[str] = (),
         facts: Mapping[str, str] = {},
     ) -> None:
-        """Keep these, and forget the runs that are gone; all of it or nothing."""
+        """Store these, and remove the runs that are gone, in one transaction."""
         with self._open() as db:
             contents = ((digest, json.dumps(content)) for digest, content in parts.items())
             db.executemany("INSERT OR IGNORE INTO parts VALUES (?, ?)", contents)
@@ -96,7 +96,7 @@ class Cache:
             db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
 
     def clear(self) -> None:
-        """Forget the runs; artifacts and results stay, whose names say what they are of."""
+        """Remove the runs. Files stay: their names tell the run and version that they belong to."""
         with self._open() as db:
             _begin(db)
 

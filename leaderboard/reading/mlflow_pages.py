@@ -32,7 +32,7 @@ def batches(found: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def _uncollected(items: Iterable[Any]) -> list[Any]:
-    """All of them, made while Python looks for no garbage.
+    """A list of the items, made while Python's garbage collection is off.
 
     MLflow makes some hundred objects for each run. Looking for cycles among them every time that
     700 more are there takes longer than everything else: 3.6 ms a run against 1.4.

@@ -213,8 +213,8 @@ class MlflowSource:
                 self.cache.update(states, parts)
                 known |= parts.keys()
                 seen |= states.keys()
-        # Neither running nor deleted any more, and not among what ended, or not there when their
-        # experiment came back: ask for each.
+        # Runs that the searches did not return although they must have changed: they ran or were
+        # deleted before, or their experiment was restored. Each is asked for.
         restless = ("RUNNING", "SCHEDULED")
         lost = [
             run_id
@@ -226,7 +226,7 @@ class MlflowSource:
         if there is not None:
             self.cache.update(gone=cached.keys() - there.keys())
             lost = [run_id for run_id in lost if run_id in there]
-            # As a backup has them that was put back: older than what was read, or unknown.
+            # Runs that differ from what was read, as after a backup was put back.
             lost += [
                 run_id
                 for run_id, now in there.items()
@@ -293,7 +293,7 @@ def _newest_are_gone(client: "MlflowClient", cached: Mapping[str, State]) -> boo
     """Are the runs that ended last not there any more? A backup is older than they are."""
     import mlflow
 
-    for run_id in sorted(cached, key=lambda one: cached[one]["finished"])[-NEWEST:]:
+    for run_id in sorted(cached, key=lambda run_id: cached[run_id]["finished"])[-NEWEST:]:
         try:
             client.get_run(run_id)
         except mlflow.MlflowException as error:

@@ -48,13 +48,13 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 }
 """Columns and types of each Parquet file of a bundle; a row group holds rows of one run."""
 MAY_LACK = (Hardest.THUMBNAIL, Prediction.CHECKSUM)
-"""Columns of which a row may have no value: of an unreadable image; of an older run."""
+"""Columns that may lack values: no thumbnail of an unreadable image, no checksum in older runs."""
 ADDED = {Prediction.CHECKSUM: 2}
 """Columns that came with a later schema of bundles."""
 
 
 class Limits(NamedTuple):
-    """Of one run."""
+    """How much of a file is read for one run."""
 
     rows: int
     mib: int  # as columns in memory
@@ -80,7 +80,7 @@ class TableError(Refusal):
 
 
 def schema_of(name: str, version: int = max(ADDED.values())) -> "pa.Schema":
-    """What a file of a bundle of this version looks like."""
+    """The columns and types of a file in a bundle of this version."""
     import pyarrow as pa
 
     columns = {k: kind for k, kind in TABLES[name].items() if ADDED.get(k, 1) <= version}
@@ -122,7 +122,7 @@ class BundleTable:
         return set(self._groups)
 
     def rows(self, run_id: str) -> int:
-        """How many it has of a run, without reading them."""
+        """The number of rows of a run, from the metadata only."""
         return self._file.rows(self._groups.get(run_id, ()))
 
     def of(self, run_id: str) -> "pa.Table | None":
@@ -179,9 +179,9 @@ class _File:
         plain_file = pq.ParquetFile(path, thrift_string_size_limit=FOOTER)
         self.schema, metadata = plain_file.schema_arrow, plain_file.metadata
         kinds = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string)
-        texts = {one.name for one in self.schema if any(kind(one.type) for kind in kinds)}
-        for place in range(metadata.num_columns):
-            column = metadata.schema.column(place)
+        texts = {column.name for column in self.schema if any(kind(column.type) for kind in kinds)}
+        for index in range(metadata.num_columns):
+            column = metadata.schema.column(index)
             is_text = column.physical_type == "BYTE_ARRAY"
             if is_text != (column.path in texts) or column.physical_type not in _TYPES:
                 raise Refusal(f"column {column.path:.80} is of a type that no run logs")
@@ -211,7 +211,7 @@ class _File:
         return table.cast(pa.schema(fields))
 
     def _check(self, groups: Sequence[int]) -> None:
-        """What the metadata says of these groups."""
+        """Compare the metadata of these groups with what a run can have."""
         limits, metadata = self._limits, self._file.metadata
         if len(groups) > GROUPS:
             raise Refusal(f"it has {len(groups)} row groups of one run, more than {GROUPS}")
@@ -228,11 +228,11 @@ class _File:
 
 
 _TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "BYTE_ARRAY")
-"""Of columns. Values of a fixed length, which may be a megabyte each, are none of ours."""
+"""Types of columns. No run logs values of a fixed length, which could be a megabyte each."""
 
 
 def _bytes(column: "pa.ChunkedArray") -> int:
-    """What a column takes once a dictionary's texts stand in their rows."""
+    """Bytes of a column after its dictionary's texts are copied to their rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

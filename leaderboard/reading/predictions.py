@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 NEARLY_ALL = 0.99
-"""Of the larger of two lists of images: a test on fewer common ones is none of the whole set."""
+"""Of the larger of two lists of images: a test on fewer common ones is none of the together set."""
 MOST_FAILURES = 3  # in turn: a store that gives no files is not asked for hundreds of them
 _TOLERANCE = 1e-4  # of a percentage that is computed anew
 
@@ -57,7 +57,7 @@ class Images:
 class Common:
     """Where the images stand that two lists have in common: same name, class and pixels."""
 
-    places: "tuple[NDArray[np.int64], NDArray[np.int64]]"
+    positions: "tuple[NDArray[np.int64], NDArray[np.int64]]"
     count: int
     of: int  # images of the larger list
 
@@ -71,7 +71,7 @@ class Common:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """Of all runs of one entry, on the same images in the same order."""
+    """The predictions of all runs of one entry, on the same images in the same order."""
 
     images: Images
     top1: "NDArray[np.int64]"  # (runs, images), the predicted class
@@ -87,7 +87,7 @@ class Predictions:
 
     @property
     def classes(self) -> int:
-        """At least as many as the largest label says."""
+        """Number of classes, as far as the largest label tells it."""
         return int(max(self.target.max(), self.top1.max())) + 1
 
 
@@ -101,7 +101,7 @@ class Reader:
     _failures: int = 0
 
     def read(self, runs: Sequence[TrainedRun]) -> Predictions:
-        """Of the runs of one entry, on the images that all of them have.
+        """The predictions of an entry's runs, on the images that all of these have.
 
         Raises:
             MissingError: a run has none, they cannot be read, they are of other images, or they
@@ -109,9 +109,9 @@ class Reader:
         """
         import numpy as np
 
-        whole, *others = (self._of_run(run) for run in runs)
+        together, *others = (self._of_run(run) for run in runs)
         for run, other in zip(runs[1:], others, strict=True):
-            images = whole.images
+            images = together.images
             if other.images is not images:
                 common = self.common(images, other.images)
                 if not common.is_nearly_all:
@@ -119,24 +119,24 @@ class Reader:
                         f"seeds {runs[0].seed} and {run.seed} were evaluated on other images: "
                         f"{common}"
                     )
-                ours, theirs = common.places
+                ours, theirs = common.positions
                 images = self._shared(_merged(images, other.images, common))
-                whole, other = _at(whole, images, ours), _at(other, images, theirs)
-            whole = Predictions(
+                together, other = _at(together, images, ours), _at(other, images, theirs)
+            together = Predictions(
                 images,
-                np.concatenate([whole.top1, other.top1]),
-                np.concatenate([whole.confidence, other.confidence]),
+                np.concatenate([together.top1, other.top1]),
+                np.concatenate([together.confidence, other.confidence]),
             )
-        if twins := _twins(whole):
-            one, two = (runs[place].seed for place in twins)
+        if twins := _twins(together):
+            one, two = (runs[index].seed for index in twins)
             raise MissingError(
                 f"seeds {one} and {two} have the same predictions, to the last digit: no two "
                 "seeds give the same"
             )
-        return whole
+        return together
 
     def common(self, one: Images, two: Images) -> Common:
-        """Found once for each two lists, of which there are few."""
+        """The images that two lists have in common; kept, as many runs share few lists."""
         key = (id(one), id(two))
         if key not in self._common:
             self._common[key] = _common(one, two)
@@ -242,23 +242,23 @@ def _twins(predictions: Predictions) -> tuple[int, int] | None:
 
     order = np.arange(len(predictions.images))  # the same in all runs
     seen: dict[str, int] = {}
-    for place, answers in enumerate(zip(predictions.top1, predictions.confidence, strict=True)):
+    for index, answers in enumerate(zip(predictions.top1, predictions.confidence, strict=True)):
         digest = digest_of_predictions(order, *answers)
         if digest in seen:
-            return seen[digest], place
+            return seen[digest], index
         if digest is not None:
-            seen[digest] = place
+            seen[digest] = index
     return None
 
 
 def _merged(one: Images, two: Images, common: Common) -> Images:
     """The common ones, in the order of the first."""
-    ours, theirs = common.places
+    ours, theirs = common.positions
     checksum = one.checksum[ours] if one.checksum is not None else None
     if checksum is None and two.checksum is not None:
         checksum = two.checksum[theirs]
     return Images(one.names.take(ours), one.target[ours], checksum)
 
 
-def _at(whole: Predictions, images: Images, places: "NDArray[np.int64]") -> Predictions:
-    return Predictions(images, whole.top1[:, places], whole.confidence[:, places])
+def _at(together: Predictions, images: Images, positions: "NDArray[np.int64]") -> Predictions:
+    return Predictions(images, together.top1[:, positions], together.confidence[:, positions])

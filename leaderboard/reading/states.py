@@ -33,13 +33,18 @@ def reading_of(
     *,
     verify: bool = True,
 ) -> Reading:
-    """Runs and measurements from their states; what is no finished run is counted.
+    """Runs and measurements from their states.
 
-    So is, unless ``verify`` is false, what claims something that no run can, or something else
-    than its recorded settings: one that lies leaves the rest as it is.
+    What is left out is counted by its reason: what is no finished run, what claims something that
+    no run can claim, and what differs from its own recorded settings. Such a run does not keep
+    the others from being shown. Of the runs of one protocol only those are kept that saw the same
+    pixels, see `_with_other_pixels`. A model that was measured here needs no imported measurement.
 
-    Runs of one protocol saw the same validation images, see `_with_other_pixels`; what was
-    measured here counts before what was imported.
+    Args:
+        states: of each run or measurement, by its id.
+        parts: groups of parameters, by the digests that the states name.
+        experiments: names by id; runs of others are left out.
+        verify: whether the claims are checked; a bundle does so itself.
     """
     runs: list[TrainedRun] = []
     measurements: list[Measurement] = []
@@ -84,8 +89,10 @@ def reading_of(
                     **{field: tags[tag] for field, tag in TAGS.items()},
                 )
             )
-    own = {_what_was_measured(one) for one in measurements}
-    measurements += [one for one in imported if _what_was_measured(one) not in own]
+    own = {_what_was_measured(measurement) for measurement in measurements}
+    measurements += [
+        measurement for measurement in imported if _what_was_measured(measurement) not in own
+    ]
     if other := _with_other_pixels(runs):
         skipped["evaluated on validation images of other pixels"] = len(other)
     runs = [run for run in runs if run.run_id not in other]
@@ -97,16 +104,22 @@ def reading_of(
     )
 
 
-def _what_was_measured(one: Measurement) -> tuple[object, ...]:
-    batch_size = one.metrics.get(Metric.MEASURE_BATCH_SIZE)
-    return one.protocol_fingerprint, one.model_fingerprint, one.hardware, batch_size
+def _what_was_measured(measurement: Measurement) -> tuple[object, ...]:
+    batch_size = measurement.metrics.get(Metric.MEASURE_BATCH_SIZE)
+    return (
+        measurement.protocol_fingerprint,
+        measurement.model_fingerprint,
+        measurement.hardware,
+        batch_size,
+    )
 
 
 def _with_other_pixels(runs: Iterable[TrainedRun]) -> set[str]:
     """Ids of the runs that were evaluated on other pixels than most runs of their protocol.
 
-    Where one has runs of one's own, only these decide; of as many, those of which one ended first.
-    Runs of before there was the tag are none of them.
+    Runs that were trained here decide, and where there are none, imported ones. If two groups
+    have equally many runs, the group whose first run ended earlier decides. Runs without the tag
+    (of older versions) are always kept.
     """
     by_protocol: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:

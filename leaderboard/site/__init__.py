@@ -89,8 +89,8 @@ def write_site(
     if out.exists() and not (out / MARK).exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(f"{out} holds something else than a site: give a new or an empty folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
-        new = Path(place) / "site"
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        new = Path(temporary) / "site"
         new.mkdir(mode=0o755)
         (new / MARK).touch()
         for asset in ASSETS:
@@ -98,7 +98,7 @@ def write_site(
         (new / "site.js").write_text(_site_script(), encoding="utf-8", newline="\n")
         _Writer(source, boards, new, skipped, families, mlflow_url).write()
         if out.exists():
-            out.rename(Path(place) / "old")
+            out.rename(Path(temporary) / "old")
         new.rename(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Site(out, len(boards), sum(len(board.entries) for board in boards), size)
@@ -111,7 +111,7 @@ def _site_script() -> str:
 
 
 def single_page(page: Path) -> str:
-    """A page of a site with all that it loads inside: one file, for places that show only one."""
+    """A page of a site with all that it loads inside: one file, for viewers that show only one."""
 
     def load(name: str) -> str:
         return (page.parent / name).read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ PAIRS = 20
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Means over seeds."""
+    """What the predictions of an entry say of classes and confidence; means over seeds."""
 
     reliability: Mapping[str, list[float]]
     classes: list[float | None]
@@ -37,11 +37,11 @@ class Answers:
 
     @property
     def is_large(self) -> bool:
-        """Too many classes for a bar each."""
+        """Whether there are too many classes for one bar each."""
         return not 0 < len(self.classes) <= MOST_CLASSES
 
     def for_plots(self, entries: int = 1) -> dict[str, Any]:
-        """What a page's scripts draw, where a file holds so many entries."""
+        """What the scripts draw; less of each entry where a file holds many ``entries``."""
         found: dict[str, Any] = {"reliability": self.reliability}
         fits = self.classes and entries * len(self.classes) <= MOST_NUMBERS
         if fits:
@@ -52,7 +52,7 @@ class Answers:
 
 
 def answers_of(predictions: Predictions) -> Answers:
-    """Class numbers may be any: nothing here grows with the largest."""
+    """Summarise predictions; class numbers may be any, so nothing here grows with the largest."""
     import numpy as np
 
     reliability = statistics.calibration(
@@ -62,7 +62,7 @@ def answers_of(predictions: Predictions) -> Answers:
     lowest = int(min(numbers[0], predictions.top1.min()))
     count = predictions.classes if lowest >= 0 else MOST_LISTED + 1
     order = np.lexsort((numbers, right))
-    ranked = [(int(numbers[place]), short(float(right[place]))) for place in order]
+    ranked = [(int(numbers[index]), short(float(right[index]))) for index in order]
     return Answers(
         reliability={
             "confidence": shorts(reliability.confidence),
@@ -81,12 +81,12 @@ def answers_of(predictions: Predictions) -> Answers:
 def _right_of_classes(
     predictions: Predictions,
 ) -> "tuple[NDArray[np.int64], NDArray[np.float64]]":
-    """The classes that have an image, and percent right of each."""
+    """The classes that have an image, and the percentage of right answers for each."""
     import numpy as np
 
-    numbers, places = np.unique(predictions.target, return_inverse=True)
+    numbers, indices = np.unique(predictions.target, return_inverse=True)
     share = predictions.correct.mean(axis=0)
-    return numbers, 100 * np.bincount(places, weights=share) / np.bincount(places)
+    return numbers, 100 * np.bincount(indices, weights=share) / np.bincount(indices)
 
 
 def _listed(
@@ -106,13 +106,13 @@ def _confused(predictions: Predictions) -> list[tuple[int, int, float, float]]:
     target = np.broadcast_to(predictions.target, wrong.shape)[wrong]
     if not len(target):
         return []
-    numbers, places = np.unique([target, predictions.top1[wrong]], return_inverse=True)
-    is_of, called = places.reshape(2, -1)
+    numbers, indices = np.unique([target, predictions.top1[wrong]], return_inverse=True)
+    is_of, called = indices.reshape(2, -1)
     pairs, counts = np.unique(is_of * len(numbers) + called, return_counts=True)
     found = []
-    for place in np.lexsort((pairs, -counts))[:PAIRS]:
-        own, other = (int(numbers[i]) for i in divmod(pairs[place], len(numbers)))
-        images = float(counts[place] / runs)
+    for index in np.lexsort((pairs, -counts))[:PAIRS]:
+        own, other = (int(numbers[i]) for i in divmod(pairs[index], len(numbers)))
+        images = float(counts[index] / runs)
         share = 100 * images / int((predictions.target == own).sum())
         found.append((own, other, short(images), short(share)))
     return found

@@ -51,7 +51,7 @@ CURVE_AXES = {"epoch": "epoch", "images": "images seen", "seconds": "training ti
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What is known of an entry beside its row."""
+    """What the pages show of an entry besides the numbers of its row."""
 
     answers: Answers | None  # None: it has no usable predictions
     curves: Mapping[str, Curves]  # run id -> its curves
@@ -60,7 +60,7 @@ class Details:
 
 
 def script(content: Any) -> str:
-    """JSON that stays data wherever it stands in HTML or JavaScript."""
+    """JSON that is safe inside HTML and JavaScript: no character in it ends a script."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(_ESCAPES)
 
@@ -69,13 +69,13 @@ _ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u20
 
 
 def name(text: str) -> str:
-    """A name of somebody's choice in one short line."""
+    """A name that anybody may have chosen, as one short line."""
     text = plain(text)
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
 def has_few(board: Board) -> bool:
-    """Few enough entries for all that is known of each."""
+    """Whether the board is so small that its pages show all details of each entry."""
     return len(board.entries) <= FEW
 
 
@@ -96,8 +96,10 @@ def read_details(source: Source, board: Board, entry: Entry) -> Details:
 
 
 def class_names(details: Mapping[str, Details]) -> dict[int, str]:
-    """Class -> its name, of all that some entry of the board tells."""
-    return {number: text for one in details.values() for number, text in one.class_names.items()}
+    """Names of the classes, as far as any entry of the board tells them."""
+    return {
+        number: text for detail in details.values() for number, text in detail.class_names.items()
+    }
 
 
 def looks(board: Board) -> dict[str, dict[str, str]]:
@@ -116,7 +118,7 @@ def looks(board: Board) -> dict[str, dict[str, str]]:
 def board_data(
     board: Board, details: Mapping[str, Details], hrefs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Of one board: ``entries`` in the order of ``comparisons``' places."""
+    """The data of a board's page. ``comparisons`` are in the order of pairs of ``entries``."""
     numeric = [column for column in board.columns if column.format != "s"]
     few = has_few(board)
     points, keys = _extent(few)
@@ -167,7 +169,7 @@ def board_data(
 def mean_curves(
     entry: Entry, curves: Mapping[str, Curves], points: int, keys: Iterable[str] = CURVES
 ) -> dict[str, dict[str, list[float]]]:
-    """Of each metric the mean over seeds and its range, against epochs and training time.
+    """For each metric the mean over seeds and the range, against epochs and training time.
 
     The third of `CURVE_AXES`, images, is a multiple of epochs.
     """
@@ -180,12 +182,12 @@ def mean_curves(
         series = [dict(curves[run.run_id].get(metric, ())) for run in runs]
         if not series or not all(series):
             continue
-        steps = np.array(sorted(set.intersection(*(set(one) for one in series))))
+        steps = np.array(sorted(set.intersection(*(set(values_at) for values_at in series))))
         if not len(steps):
             continue
         if len(steps) > points:
             steps = steps[np.unique(np.linspace(0, len(steps) - 1, points).round().astype(int))]
-        values = np.array([[one[step] for step in steps] for one in series])
+        values = np.array([[values_at[step] for step in steps] for values_at in series])
         found[key] = {"mean": shorts(_mean(values)), **_axes(runs, curves, steps.tolist())}
         if len(runs) > 1:
             found[key]["low"] = shorts(values.min(axis=0))
@@ -194,7 +196,7 @@ def mean_curves(
 
 
 def images_per_epoch(entries: Iterable[Entry], details: Mapping[str, Details]) -> float:
-    """As the protocol has it; 0 if no run says."""
+    """Images per epoch, computed from a run that logged epochs and images; 0: none did."""
     for entry in entries:
         for run in entry.runs:
             epochs = details[entry.key].curves[run.run_id].get(Metric.EPOCH)
@@ -218,13 +220,13 @@ def _axes(
     clocks = [curves[run.run_id].get(Metric.TRAIN_SECONDS, ()) for run in runs]
     if all(clocks):
         points = [np.array([(0, 0.0), *clock]) for clock in clocks]
-        seconds = [np.interp(np.array(steps), one[:, 0], one[:, 1]) for one in points]
+        seconds = [np.interp(np.array(steps), clock[:, 0], clock[:, 1]) for clock in points]
         axes["seconds"] = shorts(_mean(seconds))
     return axes
 
 
 def _mean(values: Any) -> Any:
-    """Over seeds; infinity where a diverged loss is too large for it."""
+    """The mean over seeds; infinity where diverged losses overflow."""
     import numpy as np
 
     with np.errstate(over="ignore"):
@@ -232,18 +234,18 @@ def _mean(values: Any) -> Any:
 
 
 def _extent(few: bool) -> tuple[int, tuple[str, ...]]:
-    """Points of a curve, and which curves."""
+    """How many points of a curve, and which curves, a page holds."""
     return (120, tuple(CURVES)) if few else (25, ("val_top1", "train_loss"))
 
 
 def entry_data(entry: Entry, details: Details, *, few: bool) -> dict[str, Any]:
-    """For the plots of an entry's own page: each seed's curves, and its confusions."""
+    """The data of an entry's page: curves of each seed, and the confusion matrix."""
     points, keys = _extent(few)
     points = max(2, min(points, MOST_POINTS // len(entry.runs)))
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in entry.runs:
-        one = mean_curves(replace(entry, runs=(run,)), details.curves, points, keys)
-        for key, curve in one.items():
+        run_curves = mean_curves(replace(entry, runs=(run,)), details.curves, points, keys)
+        for key, curve in run_curves.items():
             curves.setdefault(key, []).append({"seed": name(run.seed), **curve})
     return {
         "curves": {key: {"label": CURVES[key][1], "runs": runs} for key, runs in curves.items()},
@@ -259,7 +261,7 @@ def _for_plots(details: Details, entries: int) -> dict[str, Any]:
 
 
 def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
-    """Of each pair, (0, 1), (0, 2), ..., (1, 2), ..., what the page shows, as exact as it does.
+    """What the page shows of each pair of entries: (0, 1), (0, 2), ..., (1, 2), ...
 
     Empty where no two were compared: of 2,000 entries there are two million pairs.
 
@@ -269,24 +271,28 @@ def _comparisons(board: Board, *, with_parts: bool) -> list[list[Any] | None]:
     if not board.analysis.comparisons:
         return rows
     for a, b in combinations(board.entries, 2):
-        one = board.analysis.compare(a.key, b.key)
-        if one is None:
+        comparison = board.analysis.compare(a.key, b.key)
+        if comparison is None:
             rows.append(None)
             continue
-        parts = (one.p_images, one.p_seeds) if with_parts else ()
+        parts = (comparison.p_images, comparison.p_seeds) if with_parts else ()
         rows.append(
             [
-                *(round(one.difference, 2), *(round(end, 2) for end in one.interval)),
-                *(round(one.only_a, 1), round(one.only_b, 1)),
-                *(round(one.agreement, 3), round(one.error_consistency, 3), int(one.differ)),
-                *(short(p, 2) for p in (one.p_corrected, *parts)),
+                *(round(comparison.difference, 2), *(round(end, 2) for end in comparison.interval)),
+                *(round(comparison.only_a, 1), round(comparison.only_b, 1)),
+                *(
+                    round(comparison.agreement, 3),
+                    round(comparison.error_consistency, 3),
+                    int(comparison.differ),
+                ),
+                *(short(p, 2) for p in (comparison.p_corrected, *parts)),
             ]
         )
     return rows
 
 
 def _hardest(source: Source, run: TrainedRun) -> tuple[Mapping[str, Any], ...]:
-    """As pages show them; none where there is no file that a run writes."""
+    """The hardest images as pages show them; empty: the run has no readable file of them."""
     try:
         return read_artifact(source, run, Artifact.HARDEST, _read_hardest) or ()
     except ValueError:  # it cannot be read, or not be fetched
@@ -294,7 +300,11 @@ def _hardest(source: Source, run: TrainedRun) -> tuple[Mapping[str, Any], ...]:
 
 
 def _read_hardest(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Raises something: these are no hardest images."""
+    """The rows of the file.
+
+    Raises:
+        Exception: the file holds no hardest images; what exactly depends on its damage.
+    """
     import pyarrow.parquet as pq
 
     if path.stat().st_size > MOST_HARDEST_BYTES:

@@ -30,11 +30,11 @@ _SAME = (
     *(Tag.PROTOCOL, Tag.PROTOCOL_FINGERPRINT, Tag.MODEL, Tag.MODEL_FINGERPRINT),
     *(Tag.MIXER, Tag.SIZE, Tag.BACKBONE, Tag.STEM),
 )
-"""Tags that a measurement has from the run that was trained."""
+"""Tags that a measurement copies from the training run of its model."""
 
 
 def measured(measures: "Measures") -> dict[str, float]:
-    """What is logged of a measurement, as metrics: each figure that is measured by itself."""
+    """The metrics of a measurement: every figure whose key begins with ``measure/``."""
     metrics = {Metric.MEASURE_BATCH_SIZE: float(measures.batch_size)}
     for figure in FIGURES:
         if not figure.key.startswith(MEASURED_BY_ITSELF):
@@ -73,11 +73,11 @@ def record(
 ) -> None:
     """Write one MLflow run for each model of an interleaved run, finished together at the end.
 
-    What a store that fails in between has taken stays unfinished there, on no leaderboard.
+    If the store fails meanwhile, the runs written so far stay unfinished and on no leaderboard.
 
     Args:
         measures: by the id of a run that trained the model.
-        tags: further ones of all.
+        tags: further tags, the same for all.
 
     Raises:
         Exception: whatever MLflow raises.

@@ -94,9 +94,9 @@ def experiment_tags(protocol_name: str, description: str, experiment_id: str) ->
 def missing_tags(
     tags: Mapping[str, str], protocol_name: str, description: str, experiment_id: str
 ) -> dict[str, str]:
-    """What an experiment with these tags lacks of `experiment_tags`.
+    """Those of `experiment_tags` that an experiment with these tags lacks.
 
-    Nothing of what somebody described by hand is lost, nor where the page is.
+    A description that somebody wrote by hand is kept, and so is the line that links the page.
     """
     if tags.get(VERSION_TAG) == VERSION:
         return {}
@@ -257,7 +257,7 @@ def _line(metric: str) -> dict[str, Any]:
 
 
 def _sections(view: str, charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our charts, then, folded, one section for each group of metrics.
+    """A section of our charts, then a folded section for each group of metrics.
 
     MLflow adds a chart for every metric that has none, to the section named like its prefix.
     """

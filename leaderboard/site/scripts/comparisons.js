@@ -2,8 +2,8 @@
 
 /** A beside B, whichever stands first in the data. */
 function comparison(data, a, b) {
-  data.places ??= new Map(data.entries.map((entry, place) => [entry, place]));
-  const [i, j] = [data.places.get(a), data.places.get(b)];
+  data.positions ??= new Map(data.entries.map((entry, position) => [entry, position]));
+  const [i, j] = [data.positions.get(a), data.positions.get(b)];
   const [first, second, count] = [Math.min(i, j), Math.max(i, j), data.entries.length];
   // Pairs stand in the order (0, 1), (0, 2), ..., (1, 2), ...
   const row = data.comparisons[first * count - (first * (first + 1)) / 2 + second - first - 1];

@@ -2,9 +2,9 @@
 
 /** A table of text; inside of closed details it is made when they are opened. */
 function table(id, heads, rows) {
-  const place = byId(id);
-  const details = place.closest("details");
-  const make = () => place.replaceChildren(tableOf(heads, rows));
+  const element = byId(id);
+  const details = element.closest("details");
+  const make = () => element.replaceChildren(tableOf(heads, rows));
   if (!details || details.open) make();
   if (details) details.ontoggle = () => { if (details.open) make(); };
 }
