@@ -67,7 +67,9 @@ def create_model(
     if preset is not None:
         parts = with_changes(preset, given)
     else:
-        parts = {part: _DEFAULTS[part] if one is None else one for part, one in given.items()}
+        parts = {
+            part: _DEFAULTS[part] if choice is None else choice for part, choice in given.items()
+        }
     plan = read_plan(parts["mixer"])
     check_names(plan, MIXERS.names())
     backbone_name, options = _name_and_options("backbone", parts["backbone"])

@@ -79,12 +79,11 @@ def match_size(start: Size, target: int, count: Callable[[Size], int]) -> Matche
         return costs[size]
 
     for size in _candidates(start, target, cost, costs):
-        found = cost(size)
-        if found is not None and abs(found - target) <= TOLERANCE * target:
-            return Matched(size, found)
-    counted = [(size, found) for size, found in costs.items() if found is not None]
-    size, found = min(counted, key=lambda one: abs(one[1] - target))
-    raise NoMatchError(Matched(size, found))
+        number = cost(size)
+        if number is not None and abs(number - target) <= TOLERANCE * target:
+            return Matched(size, number)
+    counted = [Matched(size, number) for size, number in costs.items() if number is not None]
+    raise NoMatchError(min(counted, key=lambda matched: abs(matched.cost - target)))
 
 
 _Cost = Callable[[Size], int | None]
@@ -99,12 +98,12 @@ def _candidates(
         costs: those that have been counted so far.
     """
     yield start
-    places: list[tuple[Size, float]] = []
+    crossings: list[tuple[Size, float]] = []
     few = max(start.depths) // _FEW
     for change, depths in _depths(start, deeper_first=(cost(start) or 0) < target):
         if change == few + 1:  # rather an odd width than many blocks
-            for base, scale in places:
-                yield from _freely(base, scale)
+            for base, scale in crossings:
+                yield from _of_any_width(base, scale)
         base = dataclasses.replace(start, depths=depths)
         crossing = _crossing(base, target, cost)
         if crossing is None:
@@ -115,9 +114,9 @@ def _candidates(
         probed = [size for size in costs if size.depths == depths]
         yield from sorted(probed, key=lambda size: _departure(size, start))
         if change <= few:
-            places.append((base, crossing))
+            crossings.append((base, crossing))
         else:
-            yield from _freely(base, crossing)
+            yield from _of_any_width(base, crossing)
 
 
 def _depths(start: Size, deeper_first: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -145,17 +144,17 @@ def _crossing(base: Size, target: int, cost: _Cost) -> float | None:
         probed = _probe(base, math.exp(aim), cost)
         if probed is None:
             return None
-        size, found = probed
+        size, number = probed
         ratios = _ratios(size.dims, base.dims)
-        place, missing = sum(ratios) / len(ratios), wanted - math.log(found)
+        middle, missing = sum(ratios) / len(ratios), wanted - math.log(number)
         if abs(missing) < TOLERANCE / 2:
-            return math.exp(place)
-        if low is not None and high is not None and not low[0] < place < high[0]:
+            return math.exp(middle)
+        if low is not None and high is not None and not low[0] < middle < high[0]:
             break  # no other width lies between them
         if missing > 0:
-            low = (place, missing)
+            low = (middle, missing)
         else:
-            high = (place, missing)
+            high = (middle, missing)
         if low is not None and high is not None:
             share = low[1] / (low[1] - high[1])
             aim = low[0] + (high[0] - low[0]) * min(max(share, 0.2), 0.8)
@@ -173,9 +172,9 @@ def _probe(base: Size, scale: float, cost: _Cost) -> tuple[Size, int] | None:
     for nudge in range(_STEPS):
         for rounding in _PROBES:
             size = _scaled(base, scale * math.exp(_WINDOW * nudge), rounding)
-            found = cost(size)
-            if found is not None:
-                return size, found
+            number = cost(size)
+            if number is not None:
+                return size, number
     return None
 
 
@@ -193,7 +192,7 @@ def _around(base: Size, scale: float, rounding: tuple[int, bool]) -> list[Size]:
     return sorted(fitting, key=lambda size: _departure(size, base))
 
 
-def _freely(base: Size, scale: float) -> list[Size]:
+def _of_any_width(base: Size, scale: float) -> list[Size]:
     """Sizes near ``scale`` of any width and many numbers of heads, nearest to it first.
 
     For narrow models, in which a few channels more or fewer are some percent of the cost.
@@ -255,7 +254,7 @@ def _heads(dim: int, head_dim: int, even: bool) -> int:
     Args:
         even: must the channels of a head be even, if ``head_dim`` is?
     """
-    best, found = _HEAD_DIM_RANGE, 0
+    best, best_heads = _HEAD_DIM_RANGE, 0
     for heads in range(1, 2 * dim // head_dim + 2):
         own, rest = divmod(dim, heads)
         if rest or own < 1 or (even and head_dim % 2 == 0 and own % 2):
@@ -264,8 +263,8 @@ def _heads(dim: int, head_dim: int, even: bool) -> int:
         if heads == 1 and own < head_dim:
             departure = min(departure, _HEAD_DIM_RANGE)  # a stage narrower than a head has one
         if departure <= best:
-            best, found = departure, heads
-    return found
+            best, best_heads = departure, heads
+    return best_heads
 
 
 def _departure(size: Size, start: Size) -> tuple[float, tuple[int, ...]]:

@@ -94,8 +94,8 @@ class Subject:
             return _Trained(y, None, dict.fromkeys(parameters))
         score = (y[0] * torch.randn_like(y[0])).sum()
         wanted = [leaf, *parameters.values()]
-        found = torch.autograd.grad(score, wanted, allow_unused=True)
-        return _Trained(y.detach(), found[0], dict(zip(parameters, found[1:], strict=True)))
+        of_input, *others = torch.autograd.grad(score, wanted, allow_unused=True)
+        return _Trained(y.detach(), of_input, dict(zip(parameters, others, strict=True)))
 
     def run(self, x: Tensor, *, training: bool = False, grid: TokenGrid | None = None) -> Tensor:
         """The mixer's output for ``x``; gradients are recorded where ``x`` requires them.
@@ -142,8 +142,8 @@ class Subject:
         """For a second opinion: with room on the grid, and with a prefix where it takes one."""
         prefixes = {self.grid.prefix, max(self.grid.prefix, int(self.mixer.mixes_prefix))}
         grids = [TokenGrid(_ROOMY, _ROOMY, prefix) for prefix in sorted(prefixes)]
-        found = [self.rebuilt(grid) for grid in grids if grid != self.grid]
-        return [one for one in found if one is not None]
+        rebuilt = [self.rebuilt(grid) for grid in grids if grid != self.grid]
+        return [subject for subject in rebuilt if subject is not None]
 
 
 class _Trained:
@@ -206,11 +206,11 @@ def check_mixer(mixer: TokenMixer, name: str = "", *, seed: int = 0) -> None:
     with _own_random_numbers(seed):
         large = mixer.grid.tokens > _MOST_TOKENS
         own = Subject(_copied(mixer, name, share_weights=large), mixer.grid, name)
-        judged = own.rebuilt(_smaller(own.grid)) if large else own
-        if judged is None:
-            judged = Subject(_copied(mixer, name), mixer.grid, name)
-        for title, judge in CHECKS.items():
-            judge(title, own if title in _ON_ITS_OWN_GRID else judged)
+        small = own.rebuilt(_smaller(own.grid)) if large else own
+        if small is None:
+            small = Subject(_copied(mixer, name), mixer.grid, name)
+        for title, function in CHECKS.items():
+            function(title, own if title in _ON_ITS_OWN_GRID else small)
 
 
 def _copied(mixer: TokenMixer, name: str, share_weights: bool = False) -> TokenMixer:
@@ -382,10 +382,10 @@ def _any_grid(title: str, subject: Subject) -> None:
         raise subject.refuse(title, expected, "NaN or infinite ones")
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def _difference(expected: Tensor, actual: Tensor) -> float:
     """The largest, as a share of the largest value."""
-    scale = float(one.abs().max())
-    return float((one - other).abs().max()) / scale if scale else float(other.abs().max())
+    scale = float(expected.abs().max())
+    return float((expected - actual).abs().max()) / scale if scale else float(actual.abs().max())
 
 
 def _moved(before: Tensor, after: Tensor, scale: Tensor) -> bool:
@@ -418,8 +418,8 @@ def _is_wild(gradient: Tensor) -> bool:
 def _reached(subject: Subject) -> bool | None:
     """Does a token change when half of the others do? None where there is no other."""
     grid, mixer = subject.grid, subject.mixer
-    places = grid.height * grid.width
-    changed = grid.prefix + torch.randperm(places)[: ceil(places / 2)]
+    positions = grid.height * grid.width
+    changed = grid.prefix + torch.randperm(positions)[: ceil(positions / 2)]
     kept = torch.ones(grid.tokens, dtype=torch.bool)
     kept[changed] = False
     x = subject.x[:1].clone()
@@ -457,12 +457,12 @@ def _listed(names: list[str]) -> str:
 def _own_random_numbers(seed: int) -> Iterator[None]:
     """Random numbers of ``seed``; afterwards everybody's go on as if there had been none."""
     numpy = sys.modules.get("numpy")
-    theirs = random.getstate(), numpy.random.get_state() if numpy else None
+    before = random.getstate(), numpy.random.get_state() if numpy else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(theirs[0])
+            random.setstate(before[0])
             if numpy:
-                numpy.random.set_state(theirs[1])
+                numpy.random.set_state(before[1])

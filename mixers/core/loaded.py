@@ -18,12 +18,12 @@ def spec_of(kind: str, name: str, cls: type) -> Spec:
     Raises:
         Refusal: an option has no type, or a fact has a value that it cannot have.
     """
-    line = [one for one in cls.__mro__ if one.__module__.partition(".")[0] not in _FOREIGN]
+    line = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in _FOREIGN]
     facts: dict[str, Any] = {}
-    for one in reversed(line):
-        public = {key: value for key, value in vars(one).items() if not key.startswith("_")}
+    for base in reversed(line):
+        public = {key: value for key, value in vars(base).items() if not key.startswith("_")}
         facts |= {key: value for key, value in public.items() if _is_plain(value)}
-    documented = [one.__doc__ for one in line if one.__doc__ and ABC not in one.__bases__]
+    documented = [base.__doc__ for base in line if base.__doc__ and ABC not in base.__bases__]
     options, given = split_parameters(
         {parameter.name: (_annotation(kind, name, parameter), _default(parameter))
          for parameter in inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]

@@ -119,9 +119,9 @@ class _Class:
         """The class, then its bases whose source may be read: the order in which Python looks."""
         bases = [self.source.find(ast.unparse(base)) for base in self.node.bases]
         known = [base for base in bases if base and base.node is not self.node]
-        classes = [self, *(one for base in known for one in base.line)]
-        last = {id(one.node): i for i, one in enumerate(classes)}  # a base common to two comes once
-        return [one for i, one in enumerate(classes) if last[id(one.node)] == i]
+        classes = [self, *(cls for base in known for cls in base.line)]
+        last = {id(cls.node): i for i, cls in enumerate(classes)}  # a base common to two comes once
+        return [cls for i, cls in enumerate(classes) if last[id(cls.node)] == i]
 
     @property
     def is_abstract(self) -> bool:
@@ -141,7 +141,7 @@ class _Class:
 
     @cached_property
     def declared(self) -> set[str]:
-        """Names that are annotated ``ClassVar``: facts that the classes below must tell."""
+        """Names that are annotated ``ClassVar``: facts that the classes below must declare."""
         return {
             last_name(statement.target)
             for statement in self.node.body
@@ -172,9 +172,9 @@ def _spec(cls: _Class, call: ast.Call, kind: str) -> Spec:
 
 def _facts(cls: _Class) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    declared = set().union(*(one.declared for one in cls.line))
-    for one in reversed(cls.line):
-        for name, value in one.assignments:
+    declared = set().union(*(base.declared for base in cls.line))
+    for base in reversed(cls.line):
+        for name, value in base.assignments:
             if name.startswith("_"):
                 continue
             try:
@@ -182,8 +182,8 @@ def _facts(cls: _Class) -> dict[str, Any]:
             except (ValueError, TypeError):
                 if name in declared:
                     raise Refusal(
-                        f"{one.source.path}:{value.lineno}: {one.node.name}.{name} is no literal: "
-                        "write the number, string or tuple itself."
+                        f"{base.source.path}:{value.lineno}: {base.node.name}.{name} is no "
+                        "literal: write the number, string or tuple itself."
                     ) from None
                 facts.pop(name, None)  # computed: nothing that is read without running the class
     return facts
