@@ -76,7 +76,7 @@ class Data:
     exif_orientation: bool = False  # turn an image as its tag says, as viewers do; DeiT does not
     # The share of a split's images that may be unreadable; what replaces them is recorded.
     max_corrupt: Annotated[Share, NOT_HASHED] = 0.001
-    train_images: Optional[Images] = None  # synthetic only
+    train_images: Optional[Images] = None  # how many are generated
     val_images: Optional[Images] = None
     digest: Annotated[Optional[str], FILLED_IN] = None  # of the images' names and labels
     # How training images are resized and turned.

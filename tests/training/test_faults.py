@@ -435,10 +435,16 @@ def test_a_validation_image_that_changes_stops_the_run_and_every_resume(
     settings = whole("recipe.epochs=3")
     picture = tmp_path / "images/val/flower/01.JPEG"
     original = picture.read_bytes()
+    Image.open(picture).transpose(Image.Transpose.ROTATE_180).save(
+        tmp_path / "other.JPEG", quality=5
+    )
+    other = (tmp_path / "other.JPEG").read_bytes()
+    assert len(other) < len(original)
+    as_large = other.ljust(len(original), b"\0")  # only its pixels give it away
 
     def replace_in_second_epoch(self: ProgressView, name: str, record: dict[str, Any]) -> None:
         if record.get("step") == 3 and "train/loss" in record["values"]:
-            picture.write_bytes((picture.parent / "07.JPEG").read_bytes())
+            picture.write_bytes(as_large)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProgressView, "show", replace_in_second_epoch)
@@ -451,6 +457,10 @@ def test_a_validation_image_that_changes_stops_the_run_and_every_resume(
 
     again = compose([*settings.overrides, f"run.resume={folder}"])
     assert "flower/01.JPEG" in _stop(lambda: run_training(again))
+    picture.write_bytes(other)
+    again = compose([*settings.overrides, f"run.resume={folder}"])
+    with pytest.raises(Refusal, match="its images were others"):
+        run_training(again)
     picture.write_bytes(original)
     again = compose([*settings.overrides, f"run.resume={folder}"])
     assert run_training(again).folder == folder
