@@ -63,10 +63,19 @@ class Done(Exception):  # noqa: N818
     """Nothing is left to do, as after ``--help``: exit code 0."""
 
 
+REPORT = (
+    "This is a bug of mixerbench or of a plugin: report it in the issue tracker, with these lines "
+    "and the command."
+)
+
+
 def exit_code(work: Callable[[], None]) -> int:
     """Run ``work``; say in one or two lines what went wrong.
 
     0 done, 1 stopped, 2 bad input, 130 told to stop by Ctrl-C, 75 by any other signal.
+
+    Raises:
+        Exception: a bug; its traceback ends with where to report it, and Python's exit code is 1.
     """
     code = _exit_code(work)
     lost = _exit_code(lambda: print(end="", flush=True))  # what Python has buffered counts too
@@ -92,6 +101,9 @@ def _exit_code(work: Callable[[], None]) -> int:
     except SystemExit as end:
         print(f"mixerbench: {called_exit(end)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        error.add_note(REPORT)
+        raise
     return 0
 
 

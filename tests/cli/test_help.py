@@ -62,6 +62,26 @@ def test_a_file_in_the_folder_is_a_command(
     assert command("greet", "you").out == "hello you\n"
 
 
+@pytest.mark.parametrize("has_browser", [True, False])
+def test_open_writes_the_pages_and_says_where_they_are(
+    has_browser: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or has_browser)
+    monkeypatch.setattr(
+        "mixerbench.commands.leaderboard._mixer_pages.families_of", lambda *_: {}
+    )  # which takes seconds to measure, and pages of mixers have tests of their own
+    published = Path(__file__).parents[2] / "leaderboard" / "published" / "digits_micro"
+    outcome = command("leaderboard", "open", "--uri", str(published))
+    assert (outcome.code, outcome.err) == (0, "")
+    (line,) = outcome.out.splitlines()
+    page = Path(line.split()[-1])
+    assert page.is_file() and page.is_relative_to(tmp_path)
+    assert opened == [page.as_uri()]
+    assert ("no browser" in line) is not has_browser
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_has_examples_of_it(name: str, command: Command) -> None:
     outcome = command(name, "--help")

@@ -156,3 +156,18 @@ def test_a_part_that_finds_no_memory_is_not_to_blame(
     register_mixer("large")(_Large)
     assert exit_code(build) == 1
     assert "no memory left (12 GB)" in capsys.readouterr().err
+
+
+def test_a_bug_is_a_traceback_that_says_where_to_report_it() -> None:
+    program = (
+        "from mixerbench.errors import exit_code\n"
+        "def work():\n    raise ValueError('of a bug')\n"
+        "exit_code(work)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    *traceback, error, report = done.stderr.splitlines()
+    assert traceback[0].startswith("Traceback")
+    assert error == "ValueError: of a bug"
+    assert "bug of mixerbench or of a plugin" in report
+    assert "issue tracker" in report

@@ -3,9 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixerbench.commands import Command
 from mixerbench.commands._arguments import add_hardware, add_uri, results_address, split_plugins
+
+if TYPE_CHECKING:
+    from leaderboard.site import Site
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def site(
-    place: str,
+    address: str,
     out: Path,
     *,
     filters: Sequence[str] = (),
@@ -40,38 +44,57 @@ def site(
     mlflow_url: str = "",
     plugins: Sequence[str] = (),
 ) -> str:
-    """What to print of the site that was written to ``out``.
+    """Write the pages as `write` does; returns what to print of them."""
+    written = write(
+        *(address, out),
+        filters=filters,
+        hardware=hardware,
+        mlflow_url=mlflow_url,
+        plugins=plugins,
+    )
+    return (
+        f"{written.index}: {written.boards} board{'s' if written.boards != 1 else ''}, "
+        f"{written.entries} entries, {written.bytes / 1e6:.1f} MB. It opens from the disk."
+    )
+
+
+def write(
+    address: str,
+    out: Path,
+    *,
+    filters: Sequence[str] = (),
+    hardware: str = "",
+    mlflow_url: str = "",
+    plugins: Sequence[str] = (),
+) -> "Site":
+    """Write the boards as pages into the folder ``out``.
 
     Args:
-        place: an MLflow tracking URI, or a bundle's folder.
+        address: an MLflow tracking URI, or a bundle's folder.
         mlflow_url: as in `write_site`; of a server its own address, unless told otherwise.
         plugins: Python files whose mixers' pages are whole; they are run.
 
     Raises:
-        ValueError: nothing to read there, an unknown filter, or ``out`` holds something else.
+        Refusal: nothing to read there, an unknown filter, or ``out`` holds something else.
     """
     from leaderboard import boards, open_source
     from leaderboard.site import write_site
     from mixerbench.commands.leaderboard._mixer_pages import families_of
 
-    source = open_source(place)
+    source = open_source(address)
     reading = source.read()
     shown = boards(
         *(reading.runs, reading.measurements), filters=filters, hardware=hardware, source=source
     )
-    if not mlflow_url and place.startswith(("http://", "https://")):
+    if not mlflow_url and address.startswith(("http://", "https://")):
         mlflow_url = source.name
-    written = write_site(
+    return write_site(
         source,
         shown,
         out,
         skipped=reading.skipped,
         families=families_of(shown, plugins),
         mlflow_url=mlflow_url,
-    )
-    return (
-        f"{written.index}: {written.boards} board{'s' if written.boards != 1 else ''}, "
-        f"{written.entries} entries, {written.bytes / 1e6:.1f} MB. It opens from the disk."
     )
 
 
