@@ -71,7 +71,7 @@ class LocalAttention(TokenMixer):
             raise Refusal(f"local_attention: a window of {window} is empty: give 1 or more.")
         self.window = window
         self.border = border
-        self._cuts = _cuts(*grid[:2], window)
+        self._cuts = cheapest_cuts(*grid[:2], window)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim) if out_proj else nn.Identity()
         # Entry i belongs to the offset i - (k - 1) // 2; every head has its own d / 2 channels.
@@ -81,7 +81,7 @@ class LocalAttention(TokenMixer):
         nn.init.trunc_normal_(self.rel_column, std=0.02)
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        rows, columns = self._cuts if grid == self.grid else _cuts(*grid[:2], self.window)
+        rows, columns = self._cuts if grid == self.grid else cheapest_cuts(*grid[:2], self.window)
         q, k, v = self.qkv(x).unflatten(1, grid[:2]).chunk(3, dim=-1)  # (B, H, W, C) each
         q = self._heads(_queries(_queries(q, 1, rows), 3, columns))  # (B, S, T, h, y, x, d)
         k = self._heads(_keys(_keys(k, 1, rows), 3, columns))
@@ -203,7 +203,7 @@ class _Cut(NamedTuple):
         return [min(max(i * self.queries - self.before, 0), last) for i in range(self.tiles)]
 
 
-def _cuts(height: int, width: int, window: int) -> tuple[_Cut, _Cut]:
+def cheapest_cuts(height: int, width: int, window: int) -> tuple[_Cut, _Cut]:
     """The cheapest tiles: few large ones have more pairs, many small ones copy more keys."""
 
     def cost(cuts: tuple[_Cut, _Cut]) -> int:
@@ -212,10 +212,10 @@ def _cuts(height: int, width: int, window: int) -> tuple[_Cut, _Cut]:
         return rows.tiles * columns.tiles * keys * (queries + _KEY_COST)
 
     sides = range(1, max(height, width) + 1)
-    return min(((_cut(height, n, window), _cut(width, n, window)) for n in sides), key=cost)
+    return min(((cut_axis(height, n, window), cut_axis(width, n, window)) for n in sides), key=cost)
 
 
-def _cut(length: int, side: int, window: int) -> _Cut:
+def cut_axis(length: int, side: int, window: int) -> _Cut:
     """An axis in as few tiles of at most ``side`` tokens as there can be, alike."""
     before, after = (window - 1) // 2, window // 2
     queries = -(-length // -(-length // side))

@@ -37,7 +37,10 @@ _HEAVY_MODULES = {
     *("subprocess", "multiprocessing", "processes", "browser", "slurm", "postgres", "small_disks"),
     *("tiny_runs", "made_stores", "mixerbench.training.run", "mixerbench.launching.forks"),
 }
-_HEAVY_FIXTURES = {"command", "server", "store", "store_at", "tiny", "train", "trained"}
+_HEAVY_FIXTURES = {
+    *("command", "server", "store", "store_at", "store_uri"),
+    *("tiny", "train", "trained"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,13 +86,12 @@ def _forget_plugins() -> None:
 
 
 @pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_registry() -> Iterator[None]:
     """What a test registers in the global registry is forgotten after it; timm hears nothing."""
-    from mixers import MIXERS, list_mixers
+    from mixers import MIXERS
 
-    list_mixers()  # those of the repository are there before, whichever test comes first
-    monkeypatch.setattr(MIXERS, "_classes", dict(MIXERS._classes))
-    monkeypatch.setattr(MIXERS, "_listeners", [])
+    with MIXERS.forgetting():
+        yield
 
 
 @functools.cache

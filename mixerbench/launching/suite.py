@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mixerbench.config.overrides import in_hydras_words
 from mixerbench.config.rules import FREE_IN_SUITE, marked
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, Refusal
-from mixerbench.launching.local import names_of, run_jobs
+from mixerbench.launching.local import View, names_of, run_jobs
 from mixerbench.launching.table import BROKEN, FINISHED, IN_USE, WAITING, SuiteTable
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.folder import complete, find_folders, identity_of, is_finished, is_free
@@ -214,8 +214,16 @@ def _judge(folders: Sequence[Path]) -> Found:
     return Found(BROKEN if is_free(folders[0]) else IN_USE, folders[0])
 
 
-def run_suite(suite: Suite, fingerprint: str, table: SuiteTable) -> dict[str, str]:
+def run_suite(
+    suite: Suite,
+    fingerprint: str,
+    table: SuiteTable,
+    train: Callable[[dict[str, Settings], View], dict[str, str]] = run_jobs,
+) -> dict[str, str]:
     """Train what is not finished: resume what was begun, leave out what another process trains.
+
+    Args:
+        train: trains runs by their names; returns why each that did not finish did not.
 
     Returns:
         why each run that did not finish did not.
@@ -232,7 +240,7 @@ def run_suite(suite: Suite, fingerprint: str, table: SuiteTable) -> dict[str, st
         if found[name].state in (WAITING, BROKEN)
     }
     try:
-        failures = run_jobs(jobs, table)
+        failures = train(jobs, table)
     except Preempted as stop:
         raise type(stop)(
             f"{str(stop).partition(':')[0]}: the running ones of {len(jobs)} runs have saved their "

@@ -47,6 +47,11 @@ def peak_flops(device: torch.device | str, precision: str) -> float:
     return _measured(device, precision, torch.get_num_threads())
 
 
+def forget() -> None:
+    """Let the next call of ``peak_flops`` measure again."""
+    _measured.cache_clear()
+
+
 @cache
 def _measured(device: torch.device, precision: str, threads: int) -> float:
     on_cuda = device.type == "cuda"

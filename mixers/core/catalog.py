@@ -41,7 +41,7 @@ def read_files(paths: Iterable[Path], kind: str) -> dict[str, Spec]:
 
 def mixer_catalog(plugins: Iterable[str | Path] = ()) -> dict[str, Spec]:
     """Every mixer that can be named: built-in, from installed packages, from plugin files."""
-    return read_files([*_built_in_files(), *map(plugin_path, plugins)], "mixer")
+    return read_files([*installed_files(), *map(plugin_path, plugins)], "mixer")
 
 
 def plugin_path(plugin: str | Path) -> Path:
@@ -67,7 +67,12 @@ def is_built_in(path: Path) -> bool:
 
 
 @cache
-def _built_in_files() -> tuple[Path, ...]:
+def installed_files() -> tuple[Path, ...]:
+    """Those of this package and of installed packages that offer mixers; looked for once.
+
+    Raises:
+        Refusal: names a package whose file is not there.
+    """
     files = sorted(_HOME.glob("*.py"))
     for point in entry_points(group="mixerbench.mixers"):
         try:

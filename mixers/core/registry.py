@@ -12,7 +12,8 @@ import pkgutil
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -124,6 +125,17 @@ class Registry(Generic[T]):
         """Undo the registration of ``names``."""
         for name in names:
             del self._classes[name]
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is registered within the block is forgotten after it, and no listener hears it."""
+        self._import_all()
+        before, listeners = dict(self._classes), self._listeners
+        self._listeners = []
+        try:
+            yield
+        finally:
+            self._classes, self._listeners = before, listeners
 
     def create(self, name: str, *args: Any, **options: Any) -> T:
         """Build ``name`` from positional facts and its own options.

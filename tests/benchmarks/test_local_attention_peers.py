@@ -27,6 +27,7 @@ def na2d(query: Tensor, key: Tensor, value: Tensor, *, kernel_size: int, scale: 
     return torch.einsum("bhijyx,byxhd->bijhd", weights.unflatten(-1, (height, width)), value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("peer", ["natten", "flex"])
 @pytest.mark.parametrize(("window", "grid"), [(3, (5, 4)), (5, (5, 9)), (7, (14, 8))])

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "state_dicts"
 
 
-pytestmark = pytest.mark.xdist_group("papers")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("papers")]
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,7 @@ def _documented() -> list[str]:
     return sorted({line.strip() for line in lines if "..." not in line and "SETTING" not in line})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", _documented())
 def test_a_documented_command_composes(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -120,6 +120,7 @@ properties = settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @properties
 @given(kind=st.sampled_from(sorted(KINDS)), share=st.floats(0, 1, exclude_max=True))
@@ -145,6 +146,7 @@ SIGNATURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @properties
 @given(signature=st.sampled_from(SIGNATURES), content=st.binary(max_size=300))
@@ -154,6 +156,7 @@ def test_arbitrary_bytes_are_decoded_or_unreadable(signature, content, tree, dec
     _decoded(decode, path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @properties
 @given(

@@ -181,13 +181,13 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
 
 
 @pytest.fixture
-def given_to_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Settings]]:
+def given_to_train() -> Callable[..., dict[str, Settings]]:
     """Run a suite without training; returns what would be trained."""
 
     def run(suite: Suite, table: SuiteTable | None = None) -> dict[str, Settings]:
         told: list[dict[str, Settings]] = []
-        monkeypatch.setattr(suite_module, "run_jobs", lambda runs, view: told.append(runs) or {})
-        run_suite(suite, fingerprint_of(suite), table or SuiteTable(suite.runs, enabled=False))
+        table = table or SuiteTable(suite.runs, enabled=False)
+        run_suite(suite, fingerprint_of(suite), table, lambda runs, view: told.append(runs) or {})
         return told[0]
 
     return run
@@ -277,7 +277,8 @@ def test_a_run_that_another_process_trains_is_left_out(
     with FileLock(folder / ".lock"):
         assert _state(suite)[first] == "in use"
         assert list(given_to_train(suite)) == others
-        failures = run_suite(suite, fingerprint_of(suite), SuiteTable(suite.runs, False))
+        table = SuiteTable(suite.runs, False)
+        failures = run_suite(suite, fingerprint_of(suite), table, lambda *_: {})
     assert list(failures) == [first]
     assert f"{first}: left out" in " ".join(capsys.readouterr().err.split())
 

@@ -18,7 +18,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=no_gpu)]
 def fresh():
     """As in a new process: nothing is remembered; and the number of threads is put back."""
     threads = torch.get_num_threads()
-    peak._measured.cache_clear()
+    peak.forget()
     yield
     torch.set_num_threads(threads)
 

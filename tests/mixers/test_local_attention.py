@@ -22,7 +22,9 @@ def cut_into(side: int) -> Callable[..., Any]:
     """In place of the mixer's own choice: tiles of so many queries a side."""
 
     def cuts(height: int, width: int, window: int) -> tuple[Any, Any]:
-        return local_attention._cut(height, side, window), local_attention._cut(width, side, window)
+        return local_attention.cut_axis(height, side, window), local_attention.cut_axis(
+            width, side, window
+        )
 
     return cuts
 
@@ -30,7 +32,7 @@ def cut_into(side: int) -> Callable[..., Any]:
 @pytest.fixture(params=TILES)
 def tiles(request, monkeypatch):
     """Every way to compute the same numbers, forced onto small grids."""
-    monkeypatch.setattr(local_attention, "_cuts", cut_into(TILES[request.param]))
+    monkeypatch.setattr(local_attention, "cheapest_cuts", cut_into(TILES[request.param]))
 
 
 def oracle(mixer: TokenMixer, x: Tensor, grid: TokenGrid) -> Tensor:
@@ -116,7 +118,7 @@ LARGE = {  # window, grid: cut into tiles by the mixer's own choice
 def test_tiles_are_the_papers_formula(case, border, assert_matches_oracle):
     window, grid = LARGE[case]
     mixer = create_mixer("local_attention", 4, grid, 1, window=window, border=border)
-    assert max(cut.tiles for cut in local_attention._cuts(*grid[:2], window)) > 1
+    assert max(cut.tiles for cut in local_attention.cheapest_cuts(*grid[:2], window)) > 1
     assert_matches_oracle(mixer, oracle, grid)
 
 
@@ -140,7 +142,7 @@ def test_tiles_of_any_side_equal_all_tokens_at_once(
     def mix(side: int) -> list[Tensor]:
         torch.manual_seed(seed)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local_attention, "_cuts", cut_into(side))
+            patch.setattr(local_attention, "cheapest_cuts", cut_into(side))
             mixer = create_mixer("local_attention", 8, grid, 2, window=window, border=border)
         randomize(mixer.double())
         y = mixer(x, grid)
@@ -164,14 +166,14 @@ def test_tiles_of_any_side_equal_all_tokens_at_once(
 )
 def test_tiles_are_the_cheapest_in_pairs_and_keys(grid, window, tiles):
     """Measured, see ``_KEY_COST``: at 8 x 8 and below, cutting costs more than it saves."""
-    cuts = local_attention._cuts(*grid, window)
+    cuts = local_attention.cheapest_cuts(*grid, window)
     assert tuple(cut.tiles for cut in cuts) == tiles
 
 
 @given(length=st.integers(1, 60), side=st.integers(1, 70), window=st.integers(1, 12))
 def test_each_tile_has_all_keys_that_its_windows_reach_and_none_off_the_grid(length, side, window):
     up, down = (window - 1) // 2, window // 2
-    cut = local_attention._cut(length, side, window)
+    cut = local_attention.cut_axis(length, side, window)
     assert cut.queries <= side
     assert (cut.tiles - 1) * cut.queries < length <= cut.tiles * cut.queries
     for tile, first in enumerate(cut.first_keys):

@@ -96,10 +96,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_registry: Non
     (metadata / "entry_points.txt").write_text("[mixerbench.mixers]\nx = their_mixers_of_a_test\n")
     (site / "their_mixers_of_a_test.py").write_text(INSTALLED)
     monkeypatch.syspath_prepend(site)
-    catalog._built_in_files.cache_clear()
+    catalog.installed_files.cache_clear()
     yield site / "their_mixers_of_a_test.py"
     monkeypatch.undo()
-    catalog._built_in_files.cache_clear()
+    catalog.installed_files.cache_clear()
 
 
 def test_a_mixer_of_an_installed_package_is_part_of_the_models_that_use_it(
@@ -274,7 +274,7 @@ def test_a_package_that_offers_no_module_is_named_in_one_line(
     (ending / "__init__.py").write_text("raise SystemExit(0)\n")
     points = package.parent / "their_mixers-1.0.dist-info" / "entry_points.txt"
     points.write_text(f"[mixerbench.mixers]\nx = {module}\n")
-    catalog._built_in_files.cache_clear()
+    catalog.installed_files.cache_clear()
     message = refused("list", "mixers")
     assert f"entry point 'x', module {module} of package 'their-mixers'," in message
     assert said in message
