@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from mixerbench.config.assignments import split_arguments
+
 
 def add_uri(parser: argparse.ArgumentParser, *, or_bundle: bool = False) -> None:
     """``--uri``: the store of results; with ``or_bundle`` also a bundle's folder."""
@@ -23,24 +25,6 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", default="", help="whose speed, memory and energy to show")
 
 
-def split_settings(
-    settings: Sequence[str], keys: Sequence[str]
-) -> tuple[dict[str, str], list[str]]:
-    """A command's own KEY=VALUE, and every other argument as it was given.
-
-    Of several with one key the last one counts, as everywhere; one without a value is another.
-    """
-    own: dict[str, str] = {}
-    others = []
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key in keys and value:
-            own[key] = value
-        else:
-            others.append(setting)
-    return own, others
-
-
 def split_plugins(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """The settings but ``plugins=[...]``, and the files that it names: only these are ever run.
 
@@ -49,7 +33,7 @@ def split_plugins(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     from mixerbench.config.overrides import find_plugins
 
-    others = [setting for setting in settings if not setting.startswith("plugins=")]
+    _, others = split_arguments(settings, ["plugins"])
     return others, find_plugins(settings)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.text import plain
+from mixerbench.config.assignments import key_of
 from mixerbench.config.compose import compose
 from mixerbench.config.overrides import overrides_of
 from mixerbench.config.parts import part_catalog
@@ -78,7 +79,7 @@ def _compose_saved(path: Path, saved: Any, given: Sequence[str]) -> Settings:
 
 def _check_plugins(saved: Mapping[str, Any], given: Sequence[str]) -> None:
     """ValueError: a mixer is of a plugin, which is code, and the command line names none."""
-    chosen = {setting.partition("=")[0] for setting in given}
+    chosen = set(map(key_of, given))
     if chosen & {"plugins", "mixer", "preset"}:
         return
     known = part_catalog("mixer")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mixerbench.commands._arguments import split_settings
+from mixerbench.config.assignments import key_of, split_arguments
 from mixerbench.config.compose import compose
 from mixerbench.config.sources import has_fact
 from mixerbench.errors import Refusal, TrainingStopped
@@ -94,10 +94,10 @@ def verify_folder(arguments: Sequence[str]) -> str:
 
 def _read(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The own settings with their values, and those of the data."""
-    texts, others = split_settings(arguments, _OWN)
+    texts, others = split_arguments(arguments, _OWN)
     own = {key: _value(key, text) for key, text in texts.items()}
     for setting in others:
-        key = setting.partition("=")[0]
+        key = key_of(setting)
         if key not in _DATA and not key.startswith(("data.", "protocol.data.")):
             raise Refusal(
                 f"pack takes data=NAME, data.root=FOLDER, {'=..., '.join(_OWN)}=..., "

@@ -3,7 +3,8 @@
 import argparse
 
 from mixerbench.commands import Command
-from mixerbench.commands._arguments import add_ema, split_settings
+from mixerbench.commands._arguments import add_ema
+from mixerbench.config.assignments import split_arguments
 from mixerbench.errors import Refusal
 
 
@@ -13,7 +14,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    own, settings = split_settings(options.settings, ["checkpoint"])
+    own, settings = split_arguments(options.settings, ["checkpoint"])
     if not own:
         raise Refusal("eval needs checkpoint=PLACE: a run's folder or a .safetensors file.")
     from mixerbench.commands._checkpoint import evaluate_place

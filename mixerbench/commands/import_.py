@@ -3,12 +3,13 @@
 import argparse
 
 from mixerbench.commands import Command
-from mixerbench.commands._arguments import add_ema, split_settings
+from mixerbench.commands._arguments import add_ema
+from mixerbench.config.assignments import split_arguments
 from mixerbench.errors import Refusal
 
 
 def _run(options: argparse.Namespace) -> None:
-    own, others = split_settings(options.settings, ["preset", "checkpoint", "out"])
+    own, others = split_arguments(options.settings, ["preset", "checkpoint", "out"])
     if others:
         raise Refusal(f"import takes preset=NAME, checkpoint=FILE and out=FILE, not {others[0]!r}.")
     for key in ("preset", "checkpoint"):

@@ -5,6 +5,7 @@ import os
 
 from mixerbench.commands import Command
 from mixerbench.commands._arguments import add_uri, split_plugins
+from mixerbench.config.assignments import key_of
 from mixerbench.errors import Refusal
 
 
@@ -18,7 +19,7 @@ def _run(options: argparse.Namespace) -> None:
     filters = [setting for setting in settings if setting not in given]
     run = compose(given).run
     for setting in given:
-        if setting.partition("=")[0].removeprefix("run.") not in SETTINGS:
+        if key_of(setting).removeprefix("run.") not in SETTINGS:
             raise Refusal(
                 f"measure does not depend on {setting}: it takes run.{', run.'.join(SETTINGS)}."
             )

@@ -3,8 +3,8 @@
 import argparse
 
 from mixerbench.commands import Command
-from mixerbench.commands._arguments import split_settings
 from mixerbench.commands._start import check_store, with_data
+from mixerbench.config.assignments import split_arguments
 from mixerbench.errors import Refusal
 
 _ACTIONS = ("run", "show")
@@ -17,7 +17,7 @@ def _run(options: argparse.Namespace) -> None:
 
         problem = f"has no action {action!r}" if action else "needs an action"
         raise Refusal(f"suite {problem}. {nearest(action, _ACTIONS)}")
-    own, others = split_settings(given, ["suite"])
+    own, others = split_arguments(given, ["suite"])
     if not own:
         raise Refusal(f"suite {action} needs one suite=NAME: see 'mixerbench list suites'.")
     from mixerbench.launching.size_matching import Matcher
