@@ -1,11 +1,10 @@
 """The command line: ``mixerbench <command> ...``. Nothing heavy is imported before it is needed."""
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
 
-from mixerbench import streams
+from mixerbench import process, streams
 from mixerbench.commands import find_commands, run_command, summaries
 from mixerbench.errors import Refusal, exit_code
 from mixerbench.stopping import Stop
@@ -34,10 +33,7 @@ Examples
 
 
 def main() -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports home by default
-    # PyTorch's import makes a million objects, which Python by default searches for cycles again
-    # and again: a tenth of the time to the first step.
-    gc.set_threshold(100_000, 50, 1000)
+    process.prepare()
     streams.prepare()
     with Stop(at_once=True):
         code = exit_code(lambda: _dispatch(sys.argv[1:]))

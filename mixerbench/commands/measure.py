@@ -1,7 +1,6 @@
 """``mixerbench measure``: what the models of a leaderboard cost on this machine, side by side."""
 
 import argparse
-import os
 
 from mixerbench.commands import Command
 from mixerbench.commands._arguments import add_uri, split_plugins
@@ -11,6 +10,7 @@ from mixerbench.errors import Refusal
 
 def _run(options: argparse.Namespace) -> None:
     from mixerbench.config.compose import compose
+    from mixerbench.process import limit_threads
     from mixerbench.tracking.measurements import SETTINGS
     from mixerbench.tracking.store import resolve_uri
 
@@ -23,7 +23,7 @@ def _run(options: argparse.Namespace) -> None:
             raise Refusal(
                 f"measure does not depend on {setting}: it takes run.{', run.'.join(SETTINGS)}."
             )
-    os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
+    limit_threads(run.threads)
     from mixerbench.commands._measuring import measure
 
     measure(filters, run, resolve_uri(options.uri), plugins)

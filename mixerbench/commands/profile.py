@@ -1,7 +1,6 @@
 """``mixerbench profile``: the measures of a model that was not trained, whole and in parts."""
 
 import argparse
-import os
 import sys
 from functools import partial
 
@@ -15,10 +14,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from mixerbench.config.compose import compose
     from mixerbench.launching.size_matching import Matcher
+    from mixerbench.process import limit_threads
 
     to_stderr = partial(print, file=sys.stderr)
     settings = compose(options.settings, Matcher(to_stderr if options.json else print))
-    os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))
+    limit_threads(settings.run.threads)
     from mixerbench.commands._cost_report import profile
 
     print(profile(settings, options.json))

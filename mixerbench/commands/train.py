@@ -69,14 +69,14 @@ def _print_settings(settings: "Settings") -> None:
 
 
 def _train_one(settings: "Settings") -> str:
-    import os
     import tempfile
     from pathlib import Path
 
     from mixerbench.launching.job import Job
     from mixerbench.launching.local import train_job
+    from mixerbench.process import limit_threads
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))
+    limit_threads(settings.run.threads)
     with tempfile.TemporaryDirectory() as folder:
         return train_job(Job.create(Path(folder), settings))
 

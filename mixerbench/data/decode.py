@@ -7,11 +7,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mixerbench.data.jpeg import decode_jpeg
 from mixerbench.errors import Refusal
+from mixerbench.process import allow_large_images
 
-# Pillow's limit protects servers against malicious files; these files are the user's own. A high
-# limit still detects damaged headers: a warning above 2**29 pixels, an error above 2**30 (3 GiB as
-# RGB). It is set for the whole process because Pillow also checks the crops of transforms by it.
-Image.MAX_IMAGE_PIXELS = 2**29
+allow_large_images()
 
 
 class UnreadableImageError(Refusal):

@@ -17,6 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixerbench.errors import StopRequested, TrainingStopped, told_to_stop
 from mixerbench.launching.job import Job, child_environment
+from mixerbench.process import limit_threads
 from mixerbench.stopping import signals_to
 
 _AGAIN_SECONDS = 5.0
@@ -65,7 +66,7 @@ def run_processes(
         ),
     )
     start = elastic_launch(config, sys.executable)
-    os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
+    limit_threads(run.threads)
     os.environ.update(child_environment())
     # Else the processes of a restart find the addresses of the dead ones in the agent's store.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -21,6 +21,7 @@ from mixerbench.config.schema import Settings
 from mixerbench.errors import StopRequested, TrainingStopped, exit_code, told_to_stop
 from mixerbench.launching.forks import ForkServer
 from mixerbench.launching.job import Job, child_environment, end_with_parent
+from mixerbench.process import thread_variables
 from mixerbench.stopping import Stop
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.progress import ProgressView
@@ -239,7 +240,7 @@ class LocalRun(Child):
     def start(self, slot: str | None) -> "LocalRun":
         self.slot = slot
         Job.create(self.job.place, self.settings)
-        environment = {**child_environment(), "OMP_NUM_THREADS": str(self.settings.run.threads)}
+        environment = child_environment() | thread_variables(self.settings.run.threads)
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open(self._errors, "wb") as errors:

@@ -4,7 +4,6 @@ Knows torch only while it does: a command line without a match does not wait for
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.config.sizes import Size, read_size
 from mixerbench.config.sources import check_data, known_classes
 from mixerbench.errors import Refusal
+from mixerbench.process import limit_threads
 from mixers.core.plan import plan_name
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Matcher:
         return self._found[key]
 
     def _search(self, settings: Settings, target: Target) -> Size:
-        os.environ.setdefault("OMP_NUM_THREADS", str(settings.run.threads))  # torch reads it once
+        limit_threads(settings.run.threads)
         import torch
 
         from mixerbench.config.plugins import load_plugins
