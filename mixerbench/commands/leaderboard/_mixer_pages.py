@@ -95,7 +95,13 @@ def _of_schedule(name: str, schedule: Schedule) -> MixerDescription:
 def _family(name: str, source: Spec | Schedule, options: Mapping[str, str]) -> MixerDescription:
     plan = choices_in(read_plan(name))
     distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
-    facts = _facts([MIXERS.facts(choice.name) for choice in distinct])
+    declared = [MIXERS.facts(choice.name) for choice in distinct]
+    facts = _facts(declared) + tuple(
+        f"{choice.name}: of the family {own['family']}; its cost grows with {own['complexity']}, "
+        "N being the number of tokens."
+        for choice, own in zip(distinct, declared, strict=True)
+        if own["mixes_tokens"] and own["complexity"]
+    )
     parts: tuple[Part, ...] = ()
     try:
         parts = tuple(map(_measured, distinct))
