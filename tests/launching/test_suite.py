@@ -203,7 +203,7 @@ def _leave(suite: Suite, name: str, status: str | None) -> Path:
     with lock:
         journal = Journal(folder / FILE_NAME)
         journal.start(settings.label, 12)
-        journal.metrics(4, {Metric.TRAIN_LOSS: 1.25})
+        journal.metrics(4, {Metric.TRAIN_LOSS: 1.25, Metric.EPOCH: 1.0})
         journal.metrics(4, {Metric.VAL_TOP1: 25.0})
         if status == "FINISHED":
             journal.metrics(12, {Metric.FINAL_TOP1: 50.0, Metric.TRAINING_SECONDS: 75.0})
@@ -325,7 +325,7 @@ def test_show_says_what_there_is_and_trains_nothing(
     assert (outcome.code, outcome.err) == (0, "")
     rows = {line.split("  ")[0]: line.split() for line in outcome.out.splitlines()}
     assert {"finished", "50.00", "1:15"} <= set(rows[first])
-    assert {"broken", "4/12", "25.00"} <= set(rows[second])
+    assert {"broken", "1/3", "25.00"} <= set(rows[second])
     assert "4 runs: 2 waiting, 1 finished, 1 broken" in outcome.out
     assert _bytes_below(tmp_path) == before
 
