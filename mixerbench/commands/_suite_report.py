@@ -22,11 +22,13 @@ from mixerbench.launching.suite import (
     show_found,
 )
 from mixerbench.launching.table import FINISHED, SuiteTable
+from mixerbench.objectives import CLASSIFICATION
 from mixerbench.tracking.journal import FILE_NAME, read
-from mixerbench.tracking.keys import Metric
 from mixerbench.tracking.passwords import without_password
 from mixerbench.tracking.store import resolve_uri
 from mixerbench.tracking.upload import Upload, sync_command
+
+_HEADLINE = CLASSIFICATION.headline
 
 
 def train_suite(suite: Suite) -> None:
@@ -99,23 +101,23 @@ def _accuracies(suite: Suite, fingerprint: str, finished: dict[str, Path]) -> Ta
     """What the journals say, where there is no store to read: the mean over seeds, best first."""
     by_model: dict[str, list[float]] = defaultdict(list)
     for name, folder in finished.items():
-        by_model[suite.runs[name].label].append(_final_top1(folder))
+        by_model[suite.runs[name].label].append(_final_score(folder))
     title = f"{suite.any_run.protocol.name} · {fingerprint}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for header in ("top-1 (%)", "± std (seeds)", "seeds"):
+    for header in (f"{_HEADLINE.header} ({_HEADLINE.unit})", "± std (seeds)", "seeds"):
         table.add_column(header, justify="right", no_wrap=True)
-    for label, top1 in sorted(by_model.items(), key=lambda item: -mean(item[1])):
-        spread = f"{stdev(top1):.2f}" if len(top1) > 1 else "-"
-        table.add_row(Text(label), f"{mean(top1):.2f}", spread, str(len(top1)))
+    for label, scores in sorted(by_model.items(), key=lambda item: -mean(item[1])):
+        spread = f"{stdev(scores):.2f}" if len(scores) > 1 else "-"
+        table.add_row(Text(label), f"{mean(scores):.2f}", spread, str(len(scores)))
     return table
 
 
-def _final_top1(folder: Path) -> float:
+def _final_score(folder: Path) -> float:
     values: Iterable[float] = (
-        record["values"][Metric.FINAL_TOP1]
+        record["values"][_HEADLINE.final]
         for record, _ in read(folder / FILE_NAME)
-        if record["kind"] == "metrics" and Metric.FINAL_TOP1 in record["values"]
+        if record["kind"] == "metrics" and _HEADLINE.final in record["values"]
     )
     return next(iter(values))
 

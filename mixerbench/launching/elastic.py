@@ -61,7 +61,7 @@ def run_processes(
         max_restarts=run.max_restarts,
         signals_to_handle="",  # see _Forwarding
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(job.place / "logs"),
+            log_dir=str(job.path / "logs"),
             redirects=dict.fromkeys(range(1, run.devices), Std.ERR),
         ),
     )
@@ -73,7 +73,7 @@ def run_processes(
     failure = "its processes ended without a word"
     with _Forwarding() as forwarding:
         try:
-            start("-m", "mixerbench.launching.rank", str(job.place))
+            start("-m", "mixerbench.launching.rank", str(job.path))
         except ChildFailedError as error:
             rank, reason = root_cause(error)
             failure = (

@@ -1,4 +1,4 @@
-"""One run as it is written down for whoever trains it: a folder of small files.
+"""One run, written down for the process that trains it: a folder of small files.
 
 ``settings.yaml`` the resolved settings, ``folder`` the run's folder as soon as there is one,
 ``outcome.json`` how it ended. Knows no torch.
@@ -27,18 +27,18 @@ PARENT = "MIXERBENCH_PARENT"
 
 
 class Job:
-    """The files of one run that somebody else trains."""
+    """The files of one run that another process trains."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self._settings = place / "settings.yaml"
-        self._folder = place / "folder"
-        self._outcome = place / "outcome.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._settings = path / "settings.yaml"
+        self._folder = path / "folder"
+        self._outcome = path / "outcome.json"
 
     @classmethod
-    def create(cls, place: Path, settings: Settings) -> "Job":
-        place.mkdir(parents=True, exist_ok=True)
-        job = cls(place)
+    def create(cls, path: Path, settings: Settings) -> "Job":
+        path.mkdir(parents=True, exist_ok=True)
+        job = cls(path)
         text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
         write_whole(job._settings, text, private=True)  # the store's password is in it
         return job

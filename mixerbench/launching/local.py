@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +18,11 @@ from typing import IO, Protocol
 
 from mixerbench.config.schema import Settings
 from mixerbench.errors import StopRequested, TrainingStopped, exit_code, told_to_stop
+from mixerbench.launching.child import Child, View
 from mixerbench.launching.forks import ForkServer
 from mixerbench.launching.job import Job, child_environment, end_with_parent
 from mixerbench.process import thread_variables
 from mixerbench.stopping import Stop
-from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.progress import ProgressView
 
 _POLL_SECONDS = 0.5
@@ -33,14 +32,6 @@ PRELOAD = (
     *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"),
 )
 """What a run imports, at once or when it needs it, and takes seconds."""
-
-
-class View(Protocol):
-    """What shows many runs."""
-
-    def expect(self, name: str) -> None: ...
-    def show(self, name: str, record: Record) -> None: ...
-    def ended(self, name: str, message: str) -> None: ...
 
 
 class Process(Protocol):
@@ -84,7 +75,7 @@ def run_jobs(runs: dict[str, Settings], view: View, start: Start | None = None) 
             afresh.
 
     Returns:
-        what each run that did not finish said.
+        the message of each run that did not finish, by its name.
 
     Raises:
         Preempted: a scheduler said so; the running ones have saved their state.
@@ -112,7 +103,7 @@ def run_jobs(runs: dict[str, Settings], view: View, start: Start | None = None) 
                 while waiting and free:
                     running.append(waiting.pop(0).start(free.pop(0)))
                 time.sleep(_POLL_SECONDS)
-                stop.check()  # before the children are looked at, who were told as well
+                stop.check()  # before the children, who got the signal as well, are looked at
                 for child in list(running):
                     child.report(view)
                     if child.has_ended():
@@ -192,42 +183,6 @@ def _slots(settings: Settings, runs: int) -> list[str | None]:
     return list(slots[: launcher.jobs])
 
 
-class Child(ABC):
-    """A run that is trained elsewhere, and watched from here."""
-
-    def __init__(self, name: str, settings: Settings, job: Job) -> None:
-        self.name, self.settings, self.job = name, settings, job
-        self.slot: str | None = None
-        self._offset = 0
-
-    @abstractmethod
-    def start(self, slot: str | None) -> "Child":
-        """Let it begin on the GPUs ``slot``."""
-
-    @abstractmethod
-    def has_ended(self) -> bool: ...
-
-    @abstractmethod
-    def message(self) -> str:
-        """Why it failed; empty if it did not."""
-
-    @abstractmethod
-    def tell_to_stop(self) -> None:
-        """Let it save its state and end, as the one who watches has to."""
-
-    @abstractmethod
-    def wait(self) -> None:
-        """After ``tell_to_stop``, until it has ended."""
-
-    def report(self, view: View) -> None:
-        """Show what the journal says since the last call."""
-        folder = self.job.folder()
-        if folder is not None:
-            for record, offset in read(folder / FILE_NAME, self._offset):
-                self._offset = offset
-                view.show(self.name, record)
-
-
 class LocalRun(Child):
     """A run in a process of this machine."""
 
@@ -239,17 +194,17 @@ class LocalRun(Child):
 
     def start(self, slot: str | None) -> "LocalRun":
         self.slot = slot
-        Job.create(self.job.place, self.settings)
+        Job.create(self.job.path, self.settings)
         environment = child_environment() | thread_variables(self.settings.run.threads)
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
         with open(self._errors, "wb") as errors:
-            self._process = self._start(self.job.place, environment, errors)
+            self._process = self._start(self.job.path, environment, errors)
         return self
 
     @property
     def _errors(self) -> Path:
-        return self.job.place / "errors"
+        return self.job.path / "errors"
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None

@@ -19,8 +19,8 @@ _FILE = "TORCHELASTIC_ERROR_FILE"
 _CAUSE_FIRST_SECONDS = 2.0
 
 
-class _Whole(ErrorHandler):
-    """Writes its file at once: an agent that reads half of one fails itself, restarts or not."""
+class _WholeErrorFile(ErrorHandler):
+    """Writes its file under another name first: half of a file would stop the agent."""
 
     def record_exception(self, e: BaseException) -> None:
         path = os.environ.get(_FILE)
@@ -32,7 +32,7 @@ class _Whole(ErrorHandler):
         os.replace(f"{path}.part", path)
 
 
-@partial(record, error_handler=_Whole())
+@partial(record, error_handler=_WholeErrorFile())
 def main() -> None:
     end_with_parent()
     job = Job(Path(sys.argv[1]))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mixerbench.config.schema import Settings, fingerprint
 from mixerbench.errors import PREEMPTED, Preempted, Refusal, TrainingStopped
+from mixerbench.launching.child import Child
 from mixerbench.launching.job import Job
-from mixerbench.launching.local import Child
 
 # submitit's own way, a checkpoint() called in the midst of the task by a signal handler, knows
 # nothing of SIGTERM and deadlocks with a parent that is waiting for its children.
@@ -33,9 +33,9 @@ class SlurmJob:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.name = job_name(settings)
-        place = Path(settings.launcher.folder).expanduser().absolute() / self.name
-        self.job = Job(place)
-        self._id_file = place / "job_id"
+        path = Path(settings.launcher.folder).expanduser().absolute() / self.name
+        self.job = Job(path)
+        self._id_file = path / "job_id"
 
     @property
     def identifier(self) -> str | None:
@@ -44,7 +44,7 @@ class SlurmJob:
 
     @property
     def log(self) -> Path:
-        return self.job.place / f"{self.identifier}_0_log.out"
+        return self.job.path / f"{self.identifier}_0_log.out"
 
     def submit(self) -> str:
         """Put it into the queue, where it is not there already; returns its number.
@@ -54,7 +54,7 @@ class SlurmJob:
         """
         if self.identifier is not None and self.is_queued():
             return self.identifier
-        Job.create(self.job.place, self._settings)
+        Job.create(self.job.path, self._settings)
         self.job.forget_outcome()
         import submitit
 
@@ -80,7 +80,7 @@ class SlurmJob:
             **dict(map(_option, launcher.options)),
         }
         try:
-            executor = submitit.SlurmExecutor(folder=self.job.place, python=sys.executable)
+            executor = submitit.SlurmExecutor(folder=self.job.path, python=sys.executable)
             executor.update_parameters(
                 **{key: value for key, value in options.items() if value is not None},
                 additional_parameters=sbatch,
@@ -88,7 +88,7 @@ class SlurmJob:
             where = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
             with submitit.helpers.clean_env():  # it may be submitted from within a job
                 os.environ.update(where)
-                submitted = executor.submit(_train_on_node, str(self.job.place))
+                submitted = executor.submit(_train_on_node, str(self.job.path))
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             reason = str(error).strip().splitlines()
             raise Refusal(
@@ -160,7 +160,7 @@ def _option(text: str) -> tuple[str, str | bool]:
     return name, value if equals else True
 
 
-def _train_on_node(place: str) -> str:
+def _train_on_node(path: str) -> str:
     """The task of one machine."""
     import submitit
 
@@ -169,7 +169,7 @@ def _train_on_node(place: str) -> str:
     here = submitit.JobEnvironment()
     try:
         return run_processes(
-            Job(Path(place)),
+            Job(Path(path)),
             nodes=here.num_nodes,
             is_host=here.node == 0,
             rendezvous=f"{here.hostnames[0]}:{20000 + int(here.raw_job_id) % 40000}",

@@ -204,13 +204,13 @@ def test_one_process_without_memory_stops_all_for_good(
     tmp_path: Path, faulty: Callable[..., Settings]
 ) -> None:
     job = Job.create(tmp_path / "job", faulty(OUT_OF_MEMORY, 1, "run.devices=2"))
-    finish(start_group(_work, 2, job.place))
+    finish(start_group(_work, 2, job.path))
     assert "micro-batch of 8 images" in _stop(job.outcome)
     folder = _folder(tmp_path / "runs")
     before = (folder / FILE_NAME).read_bytes()
     _newest(folder)
     # The agent starts all anew, since one has broken off: they end at once.
-    assert finish(start_group(_work, 2, job.place)) == [0, 0]
+    assert finish(start_group(_work, 2, job.path)) == [0, 0]
     assert (folder / FILE_NAME).read_bytes() == before
 
 
