@@ -23,7 +23,8 @@ from mixerbench.config.overrides import in_hydras_words
 from mixerbench.config.rules import FREE_IN_SUITE, marked
 from mixerbench.config.schema import Settings, flatten, protocol_fingerprint
 from mixerbench.errors import Preempted, Refusal
-from mixerbench.launching.local import View, names_of, run_jobs
+from mixerbench.launching.child import View
+from mixerbench.launching.local import names_of, run_jobs
 from mixerbench.launching.table import BROKEN, FINISHED, IN_USE, WAITING, SuiteTable
 from mixerbench.tracking.journal import FILE_NAME, Record, read
 from mixerbench.training.folder import complete, find_folders, identity_of, is_finished, is_free

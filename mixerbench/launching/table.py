@@ -83,8 +83,10 @@ class _Row:
         )
 
     def _epoch(self) -> str:
-        if not self.step or self.total is None or not self.epoch:
+        if not self.step or self.total is None:
             return "-"
+        if not self.epoch:  # as in a journal that was cut off
+            return f"{self.step}/{self.total} steps"
         return f"{self.epoch:.0f}/{self.epoch * self.total / self.step:.0f}"
 
     def _time(self) -> str:
