@@ -11,9 +11,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo quick test test-all check lock clean
 
 demo: .venv/.installed
-	$(BIN)/mixerbench train -m mixer=patch_ff,attention,local_attention,lit size=micro run.evaluate_every_epochs=4
-	$(BIN)/mixerbench train mixer=attention stem=conv size=micro run.evaluate_every_epochs=4
-	$(BIN)/mixerbench leaderboard protocol=digits size=micro
+	@$(BIN)/mixerbench suite run suite=demo
+	@echo "As pages, in your browser: $(BIN)/mixerbench leaderboard open protocol=digits"
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
@@ -36,11 +35,14 @@ check: .venv/.installed
 		{ echo "mixerbench needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
-	touch $@
+	@echo "Setting up, once. 1 of 3: a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet uv
+	@echo "2 of 3: PyTorch, MLflow and what they need: a download of some gigabytes, a minute or two"
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	@echo "3 of 3: mixerbench itself"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
 
 # Pins every dependency for all platforms; names no package index.
 lock:

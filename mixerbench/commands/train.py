@@ -94,7 +94,7 @@ examples:
       options of the mixer; 'mixerbench list mixers' shows them
   mixerbench train mixer=attention backbone.pool=token stem=conv
       a class token, a convolution stem
-  mixerbench train preset=lit_s size=micro mixer=patch_ff
+  mixerbench train preset=lit_s size=micro mixer=patch_ff protocol.image_size=32
       a paper's model, with a part of it replaced; 'mixerbench list presets' shows them
   mixerbench train mixer=local_attention backbone=pyramid backbone.merging=patch
       another backbone

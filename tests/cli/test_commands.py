@@ -158,9 +158,9 @@ def test_profile_prints_one_json_object(command: Command) -> None:
     outcome = command(*line.split())
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
-    model = create_model("none", "micro", image_size=32, num_classes=10, stem="conv", patch_size=4)
+    model = create_model("none", "micro", image_size=24, num_classes=10, stem="conv", patch_size=4)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
-    assert (found["model"], found["image_size"]) == ("none_micro_conv", 32)
+    assert (found["model"], found["image_size"]) == ("none_micro_conv", 24)
     assert found["batch_size"] == 2
     for figure in (found["gmacs"], found["memory_mib"], found["images_per_second"]["median"],
                    found["latency_ms"]["median"]):  # fmt: skip

@@ -111,7 +111,7 @@ OVERRIDES: list[tuple[str, str, Any]] = [
     ("protocol.recipe.epochs=7", "protocol.recipe.epochs", 7),
     ("recipe.optimizer.lr=5e-4", "protocol.recipe.optimizer.lr", 5e-4),
     ("recipe.optimizer.betas=[0.8,0.9]", "protocol.recipe.optimizer.betas", [0.8, 0.9]),
-    ("recipe.augmentation.color_jitter=null", "protocol.recipe.augmentation.color_jitter", None),
+    ("recipe.augmentation.color_jitter=0.3", "protocol.recipe.augmentation.color_jitter", 0.3),
     ("recipe=deit3", "protocol.recipe.optimizer.name", "lamb"),
     ("protocol.recipe=deit3", "protocol.recipe.optimizer.name", "lamb"),
     ("data=cifar10", "protocol.data.source", "cifar10"),
@@ -176,7 +176,11 @@ def test_a_documented_command_composes(
     assert plugin is not None
     name = re.search(r"mixer=(\w+)", line)
     assert name is not None or "my_mixer" not in line
-    mine = plugin[1].replace('"pooling"', f'"{name[1]}"') if name and "my_mixer" in line else ""
+    mine = (
+        plugin[1].replace('mixer("pooling")', f'mixer("{name[1]}")')
+        if name and "my_mixer" in line
+        else ""
+    )
     (tmp_path / "my_mixer.py").write_text(mine)
     source = re.search(
         r"```python\n(# my_data.py\n.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S

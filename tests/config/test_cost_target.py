@@ -97,7 +97,7 @@ def test_a_presets_label_shows_what_was_found() -> None:
     found = compose(["preset=lit_s", "protocol=imagenet_lit", "match=flops:1G"], asked)
     assert found.label == "lit_s_dims=48-96-200-384_depths=2-2-7-2_num_heads=2-3-6-12"
     assert found.model["size"]["dims"] == [48, 96, 200, 384]
-    assert found.model["mixer"] == compose(["preset=lit_s"]).model["mixer"]
+    assert found.model["mixer"] == compose(["preset=lit_s", "protocol=imagenet_lit"]).model["mixer"]
 
 
 def test_every_run_of_a_sweep_is_matched() -> None:

@@ -21,7 +21,7 @@ from mixerbench.config.schema import (
 from mixerbench.training.folder import identity_of
 
 RECORDED = {
-    "digits": "ce677e8575776346",
+    "digits": "63fd6f4bea047532",
     "imagenet_deit": "f34a67bd543e530b",
     "imagenet_lit": "1d4828c6337ede33",
     "imagenet_sasa": "372571f6c2d4756f",

@@ -67,7 +67,7 @@ TABLE: list[tuple[str, tuple[str, ...]]] = [
     ("recipe.batch.micro_batch_size=1", ("odd", "1", "recipe.batch.micro_batch_size")),
     ("protocol.image_size=33", ("33 x 33", "4 x 4", "32")),
     ("stem.patch_size=5", ("5 x 5", "multiple of 5")),
-    ("mixer=patch_ff evaluation.image_size=48", ("'patch_ff'", "8 x 8", "12 x 12",
+    ("mixer=patch_ff evaluation.image_size=48", ("'patch_ff'", "6 x 6", "12 x 12",
                                                  "evaluation.image_size")),
     ("mixer=local_attention backbone.pool=token", ("'local_attention'", "class token",
                                                    "backbone.pool=avg")),

@@ -67,10 +67,10 @@ def test_protocols_mean_and_deviation_are_those_of_the_pixels(splits, protocol):
     assert pixels.std(axis=(0, 1, 2)) == pytest.approx(data.std, abs=2e-3)
 
 
-def test_models_see_32_pixels(splits, protocol):
+def test_models_see_24_pixels(splits, protocol):
     settings, cpu = protocol("digits"), torch.device("cpu")
     images, targets, *_ = next(iter(eval_loader(splits.val, settings, Run(), cpu)))
-    assert (images.shape, targets.shape) == ((256, 3, 32, 32), (256,))
+    assert (images.shape, targets.shape) == ((256, 3, 24, 24), (256,))
     loader, _ = train_loader(splits.train, settings, Run(), cpu)
     images, *_ = next(iter(loader))
-    assert images.shape == (settings.recipe.batch.micro_batch_size, 3, 32, 32)
+    assert images.shape == (settings.recipe.batch.micro_batch_size, 3, 24, 24)
