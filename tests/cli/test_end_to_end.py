@@ -130,12 +130,12 @@ def test_mlflow_has_the_settings_and_the_curves(mixer: str, swept: Swept) -> Non
     for key in (Metric.PARAMETERS, Metric.GMACS, Metric.IMAGES_PER_SECOND, Metric.LATENCY_MS,
                 Metric.MEMORY_MIB, Metric.TRAINING_SECONDS):  # fmt: skip
         assert metrics[key] > 0
-    steps = 1258 // 32
+    steps = 1258 // 64
     history = swept.client.get_metric_history(run.info.run_id, Metric.VAL_TOP1)
     assert [metric.step for metric in history] == [steps]
     losses = swept.client.get_metric_history(run.info.run_id, Metric.TRAIN_LOSS)
     logged = {metric.step for metric in losses}
-    assert logged == {10, 20, 30, steps}
+    assert logged == {10, steps}
     assert len(losses) == len(logged)
 
 

@@ -231,12 +231,13 @@ def test_a_preset_composes_to_the_model_that_python_builds(name: str) -> None:
 
 
 CHANGES = [
-    ("preset=lit_s mixer=patch_ff", "lit_s_patch_ff"),
-    ("preset=lit_s size=micro mixer=local_attention mixer.window=5",
+    ("preset=lit_s mixer=patch_ff protocol.image_size=32", "lit_s_patch_ff"),
+    ("preset=lit_s size=micro mixer=local_attention mixer.window=5 protocol.image_size=32",
      "lit_s_micro_local_attention_window=5"),
     ("preset=sasa_r50 stem=attention", "sasa_r50_attention"),
     ("preset=ff_tiny backbone.pool=avg", "ff_tiny_pool=avg"),
-    ("preset=lit_ti mixer=plan mixer.plan=[none,{name:attention,qkv_bias:false}]",
+    ("preset=lit_ti mixer=plan mixer.plan=[none,{name:attention,qkv_bias:false}] "
+     "protocol.image_size=32",
      "lit_ti_plan_plan=none-name-attention-qkv_bias-false"),
 ]  # fmt: skip
 
@@ -269,8 +270,11 @@ def test_a_stem_of_the_same_name_keeps_the_presets_options() -> None:
         ("backbone=pyramid mixer=plan mixer.plan=[none,none,none,none,none]", "4 stages"),
         ("backbone=pyramid backbone.pool=token mixer=local_attention", "cannot take a class token"),
         ("backbone.channel_mixer=feature_attention evaluation.image_size=48", "runs only on"),
-        ("mixer.rel_pos_bias=true evaluation.image_size=16", "'attention' runs only on the 8 x 8"),
-        ("preset=lit_s evaluation.image_size=64", "'attention' runs only on the 8 x 8"),
+        ("mixer.rel_pos_bias=true evaluation.image_size=16", "'attention' runs only on the 6 x 6"),
+        (
+            "preset=lit_s protocol.image_size=32 evaluation.image_size=64",
+            "'attention' runs only on the 8 x 8",
+        ),
         ("backbone=pyramid evaluation.image_size=12", "cannot halve 3 x 3 tokens for stage 4"),
         ("backbone=pyramid size.dims=[16,0,64,128]", "size.dims=[16, 0, 64, 128]"),
         ("mixer=plan", "at least one mixer"),
@@ -342,7 +346,7 @@ def test_sasas_flops_with_position_logits_in_the_stem_are_the_published_ones(
 
 
 def test_the_readme_carries_the_table(rows: dict[str, Row]) -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/papers.md").read_text()
     for line in markdown(list(rows.values())).splitlines()[: 2 + len(CHEAP)]:
         assert line in text
     for preset in PRESETS:

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("virtual-ranks")  # which share a run of on
 
 EVERYTHING = [
     "preset=lit_s", "size=micro", "protocol=digits", "recipe.epochs=1", "data=synthetic",
+    "protocol.image_size=32",
     "data.train_images=384", "data.val_images=90", "data.num_classes=10",
     "recipe.batch.size=16", "recipe.batch.micro_batch_size=4", "recipe.regularization.dropout=0.1",
     "recipe.regularization.drop_path=0.2", "recipe.mixup.mixup=0.8", "recipe.mixup.cutmix=1",
