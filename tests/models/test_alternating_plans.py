@@ -109,7 +109,8 @@ def test_a_cycle_changes_the_model_and_a_preset_takes_one() -> None:
         for names in ("attention,identity", "identity,attention")
     )
     assert plain != turned
-    settings = compose(["preset=lit_s", "mixer={cycle:[convolution,attention]}"])
+    size = "protocol.image_size=32"  # which the preset's pyramid can halve
+    settings = compose(["preset=lit_s", size, "mixer={cycle:[convolution,attention]}"])
     assert settings.model["mixer"]["plan"] == [{"cycle": ["convolution", "attention"]}]
 
 
