@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixerbench.measure import energy, profile
+from mixerbench.measure import energy, model_costs
 from mixerbench.measure.energy import EnergyMeter, NvmlCounter, RaplCounter, energy_counter
 from mixerbench.measure.model_costs import measure_model
 from mixerbench.measure.speed import throughput
@@ -225,7 +225,7 @@ def test_throughput_meters_its_timed_passes_only(seconds):
 
 @pytest.mark.parametrize(("step", "known"), [(0.5, True), (0.0, False)])
 def test_a_measurement_has_energy_where_the_hardware_counts_it(step, known, monkeypatch):
-    monkeypatch.setattr(profile, "energy_counter", lambda device: Steady(step))
+    monkeypatch.setattr(model_costs, "energy_counter", lambda device: Steady(step))
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     measures = measure_model(model, 8, num_classes=4, batch_size=2, seconds=0.01, **CPU)
     assert (measures.joules_per_image is not None) == known
@@ -233,6 +233,6 @@ def test_a_measurement_has_energy_where_the_hardware_counts_it(step, known, monk
 
 @pytest.mark.parametrize(("step", "known"), [(0.5, True), (0.0, False)])
 def test_profile_prints_energy_where_it_is_known(step, known, monkeypatch, command):
-    monkeypatch.setattr(profile, "energy_counter", lambda device: Steady(step))
+    monkeypatch.setattr(model_costs, "energy_counter", lambda device: Steady(step))
     line = "profile mixer=none run.device=cpu run.measure_seconds=0.05 run.measure_batch_size=2"
     assert (" mJ for one image forward" in command(*line.split()).out) == known

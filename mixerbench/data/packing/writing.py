@@ -53,13 +53,19 @@ def pack(
 
 
 def _pack(job: PackingJob, jobs: int, progress: Progress) -> Packed:
-    for part in job.out.glob("*.part"):  # of a process that was killed
-        part.unlink()
+    _remove_parts(job)
     job.find_written()
     missing = [shard for shard in job.shards if shard.file not in job.written]
     if missing or not job.is_finished():
         job.begin()
         if missing:
             write_all(job, missing, jobs, progress)
+        _remove_parts(job)
         job.finish()
     return job.summary(len(missing))
+
+
+def _remove_parts(job: PackingJob) -> None:
+    """Delete what killed processes have left; those that they had started may outlive them."""
+    for part in job.out.glob("*.part"):
+        part.unlink(missing_ok=True)
