@@ -8,7 +8,14 @@ that needs it, so that command lines can list what is registered without waiting
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixers.core.contract import Place, Stride, TokenGrid, TokenMixer
+    from mixers.core.contract import (
+        Place,
+        Stride,
+        TokenGrid,
+        TokenMixer,
+        as_image,
+        as_tokens,
+    )
     from mixers.core.registry import MIXERS, create_mixer, list_mixers, load_plugin, register_mixer
 
 _HOME = {
@@ -16,6 +23,8 @@ _HOME = {
     "Stride": "mixers.core.contract",
     "TokenGrid": "mixers.core.contract",
     "TokenMixer": "mixers.core.contract",
+    "as_image": "mixers.core.contract",
+    "as_tokens": "mixers.core.contract",
     "MIXERS": "mixers.core.registry",
     "create_mixer": "mixers.core.registry",
     "list_mixers": "mixers.core.registry",
@@ -28,6 +37,8 @@ __all__ = [
     "Stride",
     "TokenGrid",
     "TokenMixer",
+    "as_image",
+    "as_tokens",
     "create_mixer",
     "list_mixers",
     "load_plugin",

@@ -32,6 +32,7 @@ from mixerbench.measure.memory import MIB
 from mixerbench.measure.model_costs import OWN, ModuleRow, count_parameters, module_rows, parts
 from mixerbench.measure.peak import peak_flops, training_flops
 from mixerbench.measure.speed import Spread
+from mixerbench.models.backbone import Backbone
 from mixerbench.models.parts import ChannelMixer
 from mixers import TokenMixer
 
@@ -175,15 +176,15 @@ _MODEL: Final = ""  # the path of the model itself, and of the loss
 
 
 class _Layout:
-    """The modules that are timed: the model's parts, and the parts of those in lists."""
+    """The modules that are timed: the model's parts, and the parts of its blocks."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = parts(model)
         self.blocks: dict[str, dict[str, nn.Module]] = {}
         """Path of a block -> path of what is in it, from the model -> the module."""
+        blocks = set(model.blocks_in_order()) if isinstance(model, Backbone) else set()
         for path, part in tuple(self.modules.items()):
-            holder = model.get_submodule(path.rpartition(".")[0])
-            if holder is not model and isinstance(holder, nn.ModuleList | nn.Sequential):
+            if part in blocks:
                 inside = {f"{path}.{name}": module for name, module in _inside(part).items()}
                 if inside:
                     self.blocks[path] = inside

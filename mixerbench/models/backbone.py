@@ -71,6 +71,10 @@ class Backbone(nn.Module, ABC):
             Refusal: the patches do not tile the images, or a mixer does not take their grid.
         """
 
+    @abstractmethod
+    def blocks_in_order(self) -> Iterable[nn.Module]:
+        """What is repeated over the depth, in the order in which it runs."""
+
     def init_weights(self) -> None:
         """DeiT's initialisation: truncated normal 0.02 for linear layers and tokens.
 

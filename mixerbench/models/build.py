@@ -1,16 +1,13 @@
 """From settings to the model that they describe."""
 
-from typing import Any
-
-from torch import nn
-
 from mixerbench.config.plugins import load_plugins
 from mixerbench.config.schema import Settings
 from mixerbench.draws import seed_generators
+from mixerbench.models.backbone import Backbone
 from mixerbench.models.factory import create_model
 
 
-def build_model(settings: Settings, num_classes: int) -> nn.Module:
+def build_model(settings: Settings, num_classes: int) -> Backbone:
     """The model of the settings, its plugins loaded, initialised from the run's seed.
 
     Raises:
@@ -20,7 +17,7 @@ def build_model(settings: Settings, num_classes: int) -> nn.Module:
     protocol, model = settings.protocol, settings.model
     regularization = protocol.recipe.regularization
     seed_generators("init", settings.run.seed)
-    built: Any = create_model(
+    built = create_model(
         model["mixer"],
         model["size"],
         image_size=protocol.image_size,

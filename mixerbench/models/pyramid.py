@@ -4,6 +4,7 @@ Axis letters: B batch, N tokens (prefix first), C channels, H x W the token grid
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
@@ -122,6 +123,9 @@ class Pyramid(Backbone):
             if number < len(self.stages):
                 x = as_image(x, grid)
         return self.norm(x)
+
+    def blocks_in_order(self) -> Iterable[nn.Module]:
+        return chain.from_iterable(stage.blocks for stage in cast("Iterable[Stage]", self.stages))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for timm's layer-wise learning rates."""

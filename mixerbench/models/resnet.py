@@ -4,6 +4,7 @@ Axis letters: B batch, N tokens, C channels, H x W the grid.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 from timm.layers import LayerScale2d
@@ -95,6 +96,9 @@ class ResNet(Backbone):
                 x = self.run([block], x, grid)
                 grid = _strided(grid, block.stride)
         return self.drop(as_tokens(x))
+
+    def blocks_in_order(self) -> Iterable[nn.Module]:
+        return chain.from_iterable(cast("Iterable[nn.ModuleList]", self.stages))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for timm's layer-wise learning rates."""

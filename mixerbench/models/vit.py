@@ -1,5 +1,6 @@
 """The isotropic backbone: one resolution and one width from the first block to the last."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -97,6 +98,9 @@ class ViT(Backbone):
         x = self.with_prefix(as_tokens(self.stem(images)))
         x = self.pos_drop(x + self.pos_embed(grid))
         return self.norm(self.run(self.blocks, x, grid))
+
+    def blocks_in_order(self) -> Iterable[nn.Module]:
+        return self.blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters by depth, for timm's layer-wise learning rates."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from timm.layers import DropPath
@@ -12,9 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mixerbench.config.schema import Run
-from mixerbench.models.backbone import without_statistics
-from mixerbench.models.blocks import Block
-from mixerbench.models.resnet import Bottleneck
+from mixerbench.models.backbone import Backbone, without_statistics
 from mixerbench.objectives.objective import Outputs
 from mixerbench.training.group import Group
 
@@ -26,7 +25,7 @@ After the backward pass of the last one every process has the mean gradient of a
 
 
 def distribute(
-    model: nn.Module, ema: ModelEmaV3, run: Run, group: Group, example: Tensor
+    model: Backbone, ema: ModelEmaV3, run: Run, group: Group, example: Tensor
 ) -> Forward:
     """Spread ``model``, and where it is cut into parts ``ema`` too, over the processes.
 
@@ -82,7 +81,7 @@ def _warm_up(forward: nn.Module, model: nn.Module, example: Tensor) -> None:
 
 
 def _sharded(
-    model: nn.Module, ema: ModelEmaV3, run: Run, group: Group, device: torch.device
+    model: Backbone, ema: ModelEmaV3, run: Run, group: Group, device: torch.device
 ) -> Forward:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -90,15 +89,14 @@ def _sharded(
     mesh = init_device_mesh(device.type, (group.size,))
     ema.foreach = False  # one call cannot mix full buffers with parts of parameters
     for root in (model, ema.module):
-        for part in root.modules():
-            if isinstance(part, Block | Bottleneck):
-                fully_shard(part, mesh=mesh)
+        for block in cast(Backbone, root).blocks_in_order():
+            fully_shard(block, mesh=mesh)
         fully_shard(root, mesh=mesh)
     # Reduced after every micro-batch: full gradients would need the memory that FSDP saves.
     return lambda images, last: model(images)
 
 
-def _compile_blocks(model: nn.Module) -> None:
+def _compile_blocks(model: Backbone) -> None:
     """Compile what is repeated, once for all its repetitions: the start does not grow with depth.
 
     Stochastic depth stays outside. Its rates differ, so that each block would be compiled for its
@@ -107,8 +105,8 @@ def _compile_blocks(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, DropPath):
             part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
-        elif isinstance(part, Block | Bottleneck):
-            part.compile()
+    for block in model.blocks_in_order():
+        block.compile()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mixerbench.data.images import Splits
 from mixerbench.data.source import images_of
 from mixerbench.errors import Refusal, first_line
 from mixerbench.measure.flops import MacCount, count_macs
+from mixerbench.models.backbone import Backbone
 from mixerbench.models.build import build_model
 from mixerbench.objectives import Objective, objective_of
 from mixerbench.recipe.augmentation import eval_transform, train_transform
@@ -29,7 +30,7 @@ class Prepared:
     settings: Settings
     objective: Objective
     splits: Splits
-    model: nn.Module  # freshly initialised, on any device, the same in all processes
+    model: Backbone  # freshly initialised, on any device, the same in all processes
     teacher: nn.Module | None  # what the recipe distils from
     macs: MacCount | None  # of one image's forward pass; None: not counted in this process
 

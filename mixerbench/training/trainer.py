@@ -16,7 +16,7 @@ from mixerbench.devices import autocast, grad_scaler, weight_dtype
 from mixerbench.draws import seed_generators
 from mixerbench.errors import Refusal, StopRequested, TrainingStopped, told_to_stop
 from mixerbench.measure.peak import peak_flops, training_flops
-from mixerbench.models.backbone import without_statistics
+from mixerbench.models.backbone import Backbone, without_statistics
 from mixerbench.objectives import Evaluation, EvaluationError
 from mixerbench.recipe.mixup import create_mixup
 from mixerbench.recipe.optimization import (
@@ -42,7 +42,7 @@ from mixerbench.training.state import Progress, TrainingState
 class Result:
     """What a finished run leaves behind."""
 
-    model: nn.Module
+    model: Backbone
     ema: nn.Module
     final: Evaluation
     final_ema: Evaluation

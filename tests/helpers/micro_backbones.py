@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mixerbench.config.sizes import sizes_of
 from mixerbench.models import create_model
+from mixerbench.models.backbone import Backbone
 from mixerbench.models.part_kinds import BACKBONES, STEMS
 from mixers import MIXERS, list_mixers
 from mixers.core.plan import SCHEDULES, assign, choices_in, read_plan
@@ -84,13 +85,9 @@ def pool_option(backbone: str, pool: str) -> dict[str, str]:
     return {"pool": pool} if takes_option(backbone, "pool") else {}
 
 
-def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(model: Backbone) -> Iterator[nn.Module]:
     """The blocks of any backbone, in the order in which they run."""
-    if hasattr(model, "blocks"):
-        yield from model.blocks
-        return
-    for stage in model.stages:
-        yield from getattr(stage, "blocks", stage)
+    return iter(model.blocks_in_order())
 
 
 def assert_trains(model: nn.Module, images: Tensor) -> None:
