@@ -33,8 +33,25 @@ MIXERS = """\
 
 Read from the classes themselves by `python docs/generate.py`; `mixerbench list` shows the same in
 the terminal, with plugins if you name them. Any mixer goes into any backbone, block by block or
-stage by stage (`mixer=plan mixer.plan=[...]`), behind any stem; what does not fit is refused in one
-line before anything is trained.
+stage by stage, behind any stem; what does not fit is refused in one line before anything is
+trained.
+
+A mixer's class declares what others must know of it: its `family`; `any_grid`, whether it runs on
+another grid than the one it was built for; `mixes_prefix`, whether it carries the image to a class
+token; `mixes_channels`, whether it is its own channel mixer; `batch_statistics`, whether an image's
+output in training depends on its batch; `complexity`, how its cost grows with the N tokens; and
+`operators`, multiply-adds of operators that no counter knows. A mixer that asks for `place: Place`
+is told its block and stage, one that asks for `stride: Stride` halves the grid itself.
+
+A plan is a list, spread over the blocks or, in a backbone of several stages, over the stages.
+`{cycle: [...]}` stands in it, or alone, for mixers that take turns block by block:
+
+```sh
+mixerbench train 'mixer={cycle:[local_attention,{name:local_attention,window:3}]}'   # pairs, as Swin has
+mixerbench train 'mixer={cycle:[local_attention,attention]}' size=small              # local and global in turn
+mixerbench train backbone=pyramid protocol=imagenet_lit data.root=/data/imagenet \\
+    mixer=plan 'mixer.plan=[none,convolution,{cycle:[local_attention,attention]},attention]'
+```
 
 """
 

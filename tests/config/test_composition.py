@@ -199,6 +199,7 @@ def test_documented_commands_are_found() -> None:
     found = " ".join(_documented())
     for expected in ("plugins=[my_mixer.py]", "protocol=imagenet_deit", "train -m", "profile"):
         assert expected in found
+    assert found.count("{cycle:[") >= 3  # pairs, local and global in turn, inside a stage
 
 
 # --- sweeps ---------------------------------------------------------------------------------
