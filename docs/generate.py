@@ -47,8 +47,8 @@ A plan is a list, spread over the blocks or, in a backbone of several stages, ov
 `{cycle: [...]}` stands in it, or alone, for mixers that take turns block by block:
 
 ```sh
-mixerbench train 'mixer={cycle:[local_attention,{name:local_attention,window:3}]}'   # pairs, as Swin has
-mixerbench train 'mixer={cycle:[local_attention,attention]}' size=small              # local and global in turn
+mixerbench train 'mixer={cycle:[local_attention,{name:local_attention,window:3}]}'   # pairs
+mixerbench train 'mixer={cycle:[local_attention,attention]}' size=small   # local, global
 mixerbench train backbone=pyramid protocol=imagenet_lit data.root=/data/imagenet \\
     mixer=plan 'mixer.plan=[none,convolution,{cycle:[local_attention,attention]},attention]'
 ```
