@@ -113,6 +113,7 @@ LARGE = {  # window, grid: cut into tiles by the mixer's own choice
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", ["zero", "masked"])
 @pytest.mark.parametrize("case", LARGE)
 def test_tiles_are_the_papers_formula(case, border, assert_matches_oracle):

@@ -30,6 +30,8 @@ OFFICIAL = {  # preset -> the authors' name
     "lit_m": "lit_medium",
     "lit_b": "lit_base",
 }
+pytestmark = pytest.mark.slow  # models of the papers' size
+
 MEASURED = ("ff_tiny", "lit_ti", "lit_s")
 DEPTHS = {"resnet26": [1, 2, 4, 1], "resnet38": [2, 3, 5, 2], "resnet50": [3, 4, 6, 3]}
 WITH_CODE = [name for name, preset in PRESETS.items() if preset.code]

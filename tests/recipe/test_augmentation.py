@@ -246,11 +246,13 @@ def seeds_of_zero_bits(protocol, seed_all) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_5000_draws_of_randaugment_never_raise(seeds_of_zero_bits):
     # 2 draws x 1/15 x 1/2 x P(magnitude at its limit of 10 = two sigma) is 0.15 %.
     assert 1 <= len(seeds_of_zero_bits) <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pillow_refuses_zero_bits(), reason="this Pillow posterizes to 0 bits")
 def test_timms_own_randaugment_raises_on_these_draws(seeds_of_zero_bits, seed_all):
     timms = create_transform(
