@@ -21,11 +21,18 @@ class Part(NamedTuple):
     reach_share: float  # of all tokens, those with an influence
 
 
+MIXED = "mixed"
+"""The family of a plan whose mixers are of several."""
+OTHER = "other"
+"""The family of a mixer that declares none, or whose code is not here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixerDescription:
     """What a mixer is, for its page."""
 
     name: str
+    family: str = OTHER  # what kind of operation mixes the tokens
     summary: str  # the first paragraph of its docstring
     formula: str  # a line of Unicode mathematics; "" unknown
     paper: str  # title and arXiv number, as in `mixerbench list mixers`; "" unknown

@@ -23,6 +23,7 @@ from leaderboard.reading.results import TrainedRun
 from leaderboard.reading.source import Source
 from leaderboard.repeat import command_of
 from leaderboard.site import data
+from leaderboard.site.families import COLORS, legend, looks
 from leaderboard.text import plain
 from mixerbench.tracking.figures import FIGURES, HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Tag
@@ -171,7 +172,8 @@ class _Writer:
         }
         slug = _slug(board.fingerprint)
         hrefs = {entry.key: f"entry-{slug}-{_slug(entry.key)}.html" for entry in board.entries}
-        content = data.script(data.board_data(board, details, hrefs))
+        look = looks(board, self.families)
+        content = data.script(data.board_data(board, details, hrefs, look))
         self._text(f"board-{slug}.js", f"window.mixerbench = {content};\n")
         self._text(f"board-{slug}.csv", render.csv([board]))
         compare_page = f"compare-{slug}.html"
@@ -181,7 +183,8 @@ class _Writer:
             "csv_file": f"board-{slug}.csv",
             "compare_page": compare_page,
             "hrefs": hrefs,
-            "looks": data.looks(board),
+            "looks": look,
+            "legend": legend(look),
             "class_names": data.class_names(details),
         }
         columns = [column for column in board.columns if column.in_tables]
@@ -268,6 +271,7 @@ class _Writer:
             board_pages=self.board_pages,
             mixer_pages=self.mixer_pages,
             families=self.families,
+            colors=COLORS,
             skipped=self.skipped,
             source=self.source.name,
             run_link=self._run_link,

@@ -27,12 +27,6 @@ from mixerbench.tracking.figures import HEADLINE
 from mixerbench.tracking.keys import Artifact, Hardest, Metric
 from mixers.core.errors import Refusal
 
-# Told apart by colour-blind readers, and three times as light or dark as both backgrounds.
-COLORS = (
-    *("#3574d6", "#cc5a1e", "#1a8f6c", "#b0509b", "#7d64cf", "#4b8aa8"),
-    *("#7c8a1a", "#cf4560", "#8a5a2b", "#76797f"),
-)
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "x", "pentagon")
 MOST_POINTS = 600  # of one metric's curves on an entry's page, all seeds together
 MOST_HARDEST = 12  # images of an entry, as many as a run keeps
 MOST_UNSEEN = 4  # of them where pictures are left out
@@ -102,34 +96,23 @@ def class_names(details: Mapping[str, Details]) -> dict[int, str]:
     }
 
 
-def looks(board: Board) -> dict[str, dict[str, str]]:
-    """Colour and symbol of every entry: one colour a mixer, whatever is filtered or sorted."""
-    mixers = sorted({entry.mixer for entry in board.everyone})
-    found, seen = {}, dict.fromkeys(mixers, 0)
-    for entry in sorted(board.everyone, key=lambda entry: (entry.rank, entry.label)):
-        found[entry.key] = {
-            "color": COLORS[mixers.index(entry.mixer) % len(COLORS)],
-            "symbol": SYMBOLS[seen[entry.mixer] % len(SYMBOLS)],
-        }
-        seen[entry.mixer] += 1
-    return found
-
-
 def board_data(
-    board: Board, details: Mapping[str, Details], hrefs: Mapping[str, str]
+    board: Board,
+    details: Mapping[str, Details],
+    hrefs: Mapping[str, str],
+    looks: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """The data of a board's page. ``comparisons`` are in the order of pairs of ``entries``."""
     numeric = [column for column in board.columns if column.format != "s"]
     few = has_few(board)
     points, keys = _extent(few)
-    look = looks(board)
     return {
         "protocol": name(board.protocol),
         "fingerprint": board.fingerprint,
         "columns": [_column(column) for column in numeric],
         "headline": HEADLINE.name,
         "headlineHeader": HEADLINE.header,
-        "hiddenAtFirst": [column.name for column in COLUMNS if not column.shown_at_first],
+        "hiddenAtFirst": [c.name for c in COLUMNS if not c.shown_at_first] + ["family"],
         "curves": {key: label for key, (_, label) in CURVES.items()},
         "curveAxes": CURVE_AXES,
         "imagesPerEpoch": images_per_epoch(board.entries, details),
@@ -158,7 +141,7 @@ def board_data(
                 },
                 "curves": mean_curves(entry, details[entry.key].curves, points, keys),
                 **_for_plots(details[entry.key], len(board.entries)),
-                **look[entry.key],
+                **looks[entry.key],
             }
             for entry in board.entries
         ],

@@ -7,22 +7,25 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from attacks import ATTACKS
 from browser import Browser, open_browser
 from made_stores import MadeStore, fill, made_predictions
 
-from leaderboard.mixer_description import MixerDescription, Part
+from leaderboard.mixer_description import MIXED, OTHER, MixerDescription, Part
 from leaderboard.ranking.board import Board
 from leaderboard.ranking.boards import boards
 from leaderboard.reading.mlflow_source import MlflowSource
 from leaderboard.site import HERE, SCRIPTS, Site, single_page, write_site
+from leaderboard.site.families import COLORS, family_of
+from mixerbench.commands.leaderboard._mixer_pages import families
 from mixerbench.config.compose import compose
 from mixerbench.config.schema import fingerprint
 from mixerbench.tracking.keys import Metric, Tag
 from mixers.core.plan import plan_name
+from mixers.core.spec import Family
 
 pytestmark = pytest.mark.xdist_group("site")  # one site, whatever the number of processes
 
@@ -30,6 +33,7 @@ ENTRIES = 8
 OPEN_ALL = "all => all.forEach(one => { one.open = true; })"
 FAMILY = MixerDescription(
     name="attention",
+    family="attention",
     summary="Every token looks at every token.",
     formula="softmax(Q Kᵀ / √d) V",
     paper="An Image is Worth 16x16 Words, arXiv:2010.11929",
@@ -231,6 +235,42 @@ def test_table_and_plots_share_their_colours(page: Any):
     )
     as_rgb = [int(colors[i : i + 2], 16) for i in (1, 3, 5)]
     assert [int(n) for n in re.findall(r"\d+", swatch)] == as_rgb
+
+
+def test_entries_of_a_family_share_its_colour_and_are_filtered_by_it(page: Any, board: Board):
+    """Of the mixers of this site one is described; the others are as strange as a plugin's."""
+    mine = {entry.label for entry in board.entries if entry.mixer == "attention"}
+    key = page.locator("#table-title ~ .key").inner_text().split()
+    assert key == ["attention", "other"]
+    page.locator("#filter-family").select_option("attention")
+    assert set(labels(page)) == mine
+    swatches = page.locator("#board tbody .swatch")
+    styles = swatches.evaluate_all("all => all.map(one => [one.title, one.style.background])")
+    assert {tuple(style) for style in styles} == {("attention", "rgb(53, 116, 214)")}
+    assert page.get_by_role("columnheader", name="family").count() == 0
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_role("button", name="family").click()
+    page.keyboard.press("Escape")
+    assert page.locator("#board thead").inner_text().split("\n").count("family") == 1
+
+
+def test_every_family_has_a_colour_and_a_plan_is_known_by_its_name() -> None:
+    assert set(COLORS) == {*get_args(Family), MIXED}
+    assert len(set(COLORS.values())) == len(COLORS)
+    known = {"attention": FAMILY}
+    names = ["attention", "attention+none", "none-attention", "my_mixer", "<b>a-b</b>"]
+    assert [family_of(name, known) for name in names] == [
+        "attention", MIXED, MIXED, OTHER, OTHER,
+    ]  # fmt: skip
+
+
+def test_the_families_of_mixers_are_those_that_their_classes_declare() -> None:
+    described = families(["attention", "local_attention", "patch_ff", "lit", "identity"])
+    found = {name: one.family for name, one in described.items()}
+    assert found == {
+        "attention": "attention", "local_attention": "attention", "patch_ff": "mlp",
+        "lit": MIXED, "identity": "none",
+    }  # fmt: skip
 
 
 def test_the_verdict_against_a_baseline_is_the_analysis(page: Any, board: Board):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leaderboard import Board
-from leaderboard.mixer_description import MixerDescription, Part
+from leaderboard.mixer_description import MIXED, MixerDescription, Part
 from leaderboard.reading.results import TrainedRun
 from mixerbench.commands._listing import shown
 from mixerbench.errors import first_line
@@ -96,6 +96,7 @@ def _family(name: str, source: Spec | Schedule, options: Mapping[str, str]) -> M
     plan = choices_in(read_plan(name))
     distinct = [choice for i, choice in enumerate(plan) if choice not in plan[:i]]
     declared = [MIXERS.facts(choice.name) for choice in distinct]
+    kinds = {own["family"] for own in declared}
     facts = _facts(declared) + tuple(
         f"{choice.name}: of the family {own['family']}; its cost grows with {own['complexity']}, "
         "N being the number of tokens."
@@ -110,6 +111,7 @@ def _family(name: str, source: Spec | Schedule, options: Mapping[str, str]) -> M
     number = _ARXIV.search(source.paper)
     return MixerDescription(
         name=name,
+        family=kinds.pop() if len(kinds) == 1 else MIXED,
         summary=source.summary,
         formula=source.formula,
         paper=source.paper,
