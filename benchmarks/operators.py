@@ -33,12 +33,12 @@ from torch import Tensor, nn
 
 from mixerbench.config.schema import Regularization
 from mixerbench.models import create_model
-from mixerbench.models.blocks import BlockOptions, build_blocks
+from mixerbench.models.blocks import BlockOptions, build_blocks, places_of
 from mixerbench.models.names import RESNET, TIMM_VIT, Names, rename
 from mixerbench.models.part_kinds import CHANNEL_MIXERS, MERGINGS, STEMS
 from mixerbench.models.positions import PositionEmbedding
 from mixerbench.models.resnet import Bottleneck
-from mixers import TokenGrid, create_mixer
+from mixers import MIXERS, TokenGrid, create_mixer
 from mixers.core.plan import MixerChoice
 
 BAR = 0.95  # a machine that others use cannot tell 1 from this
@@ -132,7 +132,7 @@ def block(s: Sizes, drop_path: float = 0.0, layer_scale: float | None = None) ->
     grid = s.grid._replace(prefix=1)
     options = BlockOptions("mlp", 4.0, 1e-6, False, Regularization(0, "linear", 0, layer_scale))
     choices = [MixerChoice("attention")]
-    (ours,) = build_blocks(choices, s.dim, grid, s.heads, [drop_path], options)
+    (ours,) = build_blocks(choices, s.dim, grid, s.heads, [drop_path], *places_of([1]), options)
     theirs = TimmBlock(
         s.dim,
         s.heads,
@@ -149,7 +149,7 @@ def mixer_block(s: Sizes) -> Pair:
     """MLP-Mixer's block: patch_ff with half the width as its hidden one."""
     options = BlockOptions("mlp", 4.0, 1e-6, False, Regularization(0, "linear", 0, None))
     choices = [MixerChoice("patch_ff", {"hidden_dim": s.dim // 2})]
-    (ours,) = build_blocks(choices, s.dim, s.grid, s.heads, [0.0], options)
+    (ours,) = build_blocks(choices, s.dim, s.grid, s.heads, [0.0], *places_of([1]), options)
     theirs = MixerBlock(s.dim, s.grid.tokens)
     names = {r"^mlp_tokens\.": "mixer.", r"^mlp_channels\.": "channel_mixer."}
     return Pair(ours, theirs, (s.grid.tokens, s.dim), names, lambda x: ours(x, s.grid))
@@ -219,7 +219,7 @@ def merging(s: Sizes) -> Pair:
 def bottleneck(s: Sizes, stride: int = 1) -> Pair:
     width, side = (64, 4 * s.side) if stride == 1 else (128, 4 * s.side)
     grid = TokenGrid(side, side)
-    mixer = create_mixer("convolution", width, grid, 1)
+    mixer = MIXERS.build(MixerChoice("convolution"), width, grid, stride=stride)
     ours = Bottleneck(256, mixer, stride, 0.0, None)
     shortcut = downsample_conv(256, 4 * width, 1, stride) if stride == 2 else None
     theirs = TimmBottleneck(256, width, stride, shortcut)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mixerbench.config.schema import Regularization
 from mixerbench.models import convert_official, create_model
-from mixerbench.models.blocks import Block, BlockOptions, build_blocks
+from mixerbench.models.blocks import Block, BlockOptions, build_blocks, places_of
 from mixers import TokenGrid
 from mixers.core.plan import MixerChoice
 
@@ -89,7 +89,9 @@ def peer_module(checkout: Path) -> Any:
 def blocks_of(dim: int, grid: TokenGrid, device: torch.device) -> nn.ModuleList:
     options = BlockOptions("mlp", 4.0, 1e-6, True, Regularization(0.0, "linear", 0.0, None))
     choices = [MixerChoice("patch_ff", {"norm": "tokens"})] * DEPTH
-    return build_blocks(choices, dim, grid, 1, [0.0] * DEPTH, options).to(device)
+    return build_blocks(choices, dim, grid, 1, [0.0] * DEPTH, *places_of([DEPTH]), options).to(
+        device
+    )
 
 
 def main() -> None:
