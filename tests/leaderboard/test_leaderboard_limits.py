@@ -1,4 +1,4 @@
-"""How much of a stranger's file is read, and what predictions show: on the published bundle."""
+"""How much of a stranger's file is read, and what predictions show: on a bundle of schema 1."""
 
 import json
 import shutil
@@ -19,7 +19,8 @@ from leaderboard.bundles.writer import export
 from leaderboard.reading.parquet import LIMITS, TableError, is_small_png, read_logged
 from mixerbench.tracking.keys import Artifact, Hardest, Metric, Prediction, Tag
 
-PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "published" / "digits_micro"
+BUNDLE = Path(__file__).parents[1] / "golden" / "bundle_schema_1"
+"""The board that the repository carried before bundles had checksums of pixels."""
 MIB = 2**20
 
 Change = Callable[[dict[str, pa.Table], Any], None]
@@ -31,7 +32,7 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
 
     def change(how: Change, name: str = Artifact.PREDICTIONS, version: int = 1) -> Path:
         folder = tmp_path / "changed"
-        shutil.copytree(PUBLISHED, folder)
+        shutil.copytree(BUNDLE, folder)
         content = json.loads((folder / RUNS).read_text())
         file = pq.ParquetFile(folder / name)
         tables = {}
@@ -65,7 +66,7 @@ def seeds_of_one_model(content: Any) -> list[str]:
 
 
 def test_a_bundle_of_before_there_were_checksums_is_read_and_can_be_given_on(tmp_path: Path):
-    old = Bundle(PUBLISHED)
+    old = Bundle(BUNDLE)
     runs = old.read().runs
     export(old, runs, tmp_path / "new")
     assert json.loads((tmp_path / "new" / FILE).read_text())["schema"] == 2
@@ -81,7 +82,7 @@ def test_a_bundle_of_before_there_were_checksums_is_read_and_can_be_given_on(tmp
 
 def test_three_million_rows_in_a_small_file_are_never_read(tmp_path: Path):
     folder = tmp_path / "bomb"
-    shutil.copytree(PUBLISHED, folder)
+    shutil.copytree(BUNDLE, folder)
     path = folder / Artifact.PREDICTIONS
     row = pq.ParquetFile(path).read_row_group(0).slice(0, 1)
     many = row.take(pa.array(np.zeros(3_000_000, np.int64)))
@@ -132,7 +133,7 @@ def test_rows_are_counted_before_they_are_read(changed):
 
 def test_more_groups_than_a_writer_makes_are_refused(tmp_path: Path):
     path = tmp_path / Artifact.PREDICTIONS
-    rows = read_logged(PUBLISHED / Artifact.PREDICTIONS)
+    rows = read_logged(BUNDLE / Artifact.PREDICTIONS)
     pq.write_table(rows.slice(0, 65), path, row_group_size=1)
     with pytest.raises(TableError, match="65 row groups of one run"):
         read_logged(path)
@@ -142,7 +143,7 @@ def test_more_groups_than_a_writer_makes_are_refused(tmp_path: Path):
 def test_json_beyond_any_bundle_is_not_parsed(name: str, tmp_path: Path):
     for content, words in (("[" * 3_000_000, "values, more than|MiB"), (None, "MiB, more than")):
         folder = tmp_path / name / words[:3]
-        shutil.copytree(PUBLISHED, folder)
+        shutil.copytree(BUNDLE, folder)
         with open(folder / name, "w") as file:
             if content is None:
                 file.truncate(65 * MIB)  # takes no room

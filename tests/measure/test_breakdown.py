@@ -16,6 +16,8 @@ from mixerbench.measure.model_costs import OWN, count_parameters
 from mixerbench.measure.peak import peak_flops, training_flops
 from mixers import TokenGrid, TokenMixer
 
+pytestmark = pytest.mark.slow  # models are traced, part by part
+
 MICRO = {"image_size": 32, "patch_size": 4, "num_classes": 10}
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=no_gpu)]

@@ -13,6 +13,8 @@ from mixerbench.measure.flops import CountingError, count_macs
 from mixers import list_mixers
 from mixers.core.plan import SCHEDULES
 
+pytestmark = pytest.mark.slow  # models of the papers' size are traced
+
 MICRO = {"size": "micro", "image_size": 32, "patch_size": 4, "num_classes": 10}
 N, C, DEPTH, HEADS = 64, 64, 4, 4  # micro on 32 x 32 pixels with patches of 4
 # Stem, MLPs and classifier of every micro model, from their shapes.

@@ -18,6 +18,8 @@ from mixers import MIXERS, TokenMixer, list_mixers
 from mixers.core.catalog import mixer_catalog
 from mixers.core.spec import MISSING
 
+pytestmark = pytest.mark.slow  # models are traced
+
 every_mixer = pytest.mark.parametrize("name", list_mixers())
 few = settings(deadline=None, max_examples=15, derandomize=True)
 SMALL = {"dim": 8, "num_heads": 2}

@@ -6,6 +6,8 @@ import torch
 
 from mixerbench.models import create_model
 
+pytestmark = pytest.mark.slow  # models of the papers' size
+
 DEIT = {"tiny": 5.7, "small": 22.1, "base": 86.6}  # millions of parameters, the paper's table 1
 
 

@@ -14,6 +14,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from mixerbench.config.presets import PARTS, PRESETS, find_preset, with_changes
 from mixerbench.models import create_model
 
+pytestmark = pytest.mark.slow  # models of the papers' size
+
 # Counted in the authors' own code (tests/golden/state_dicts), or in this project's first
 # build of the models that no code was published for.
 PARAMETERS = {

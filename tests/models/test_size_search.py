@@ -14,6 +14,8 @@ from mixerbench.config.sizes import Size
 from mixerbench.models import create_model
 from mixerbench.models.size_search import NoMatchError, match_size
 
+pytestmark = pytest.mark.slow  # models are counted in many sizes
+
 NAMED = [(backbone, name) for backbone, sizes in SIZES.items() for name in sizes]
 
 

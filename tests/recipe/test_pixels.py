@@ -14,6 +14,8 @@ from mixerbench.config.schema import PIXELS, Protocol
 from mixerbench.recipe.augmentation import eval_transform, operations_of, train_transform
 from mixerbench.recipe.pixels import EvalPixels, Normalize, TrainPixels
 
+pytestmark = pytest.mark.slow  # thousands of images
+
 PHOTOGRAPHS = load_sample_images().images
 CPU = torch.device("cpu")
 

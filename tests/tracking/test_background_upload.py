@@ -15,7 +15,10 @@ from mixerbench.tracking import upload as upload_module
 from mixerbench.tracking.journal import FILE_NAME, Journal
 from mixerbench.tracking.upload import BackgroundUpload, Upload
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # mlflow warns about itself
+pytestmark = [
+    pytest.mark.slow,  # waits for servers
+    pytest.mark.filterwarnings("ignore"),  # mlflow warns about itself
+]
 RunFolder = Callable[..., Path]
 WaitFor = Callable[..., None]
 Answering = Callable[[bytes | None], tuple[str, list[socket.socket]]]

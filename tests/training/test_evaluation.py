@@ -28,6 +28,8 @@ from mixerbench.objectives import CLASSIFICATION, EvaluationError
 from mixerbench.tracking.keys import Prediction
 from mixerbench.training import checkpoint
 
+pytestmark = pytest.mark.slow  # evaluations of whole splits
+
 CPU = torch.device("cpu")
 evaluate = CLASSIFICATION.evaluate
 
