@@ -108,6 +108,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.everything  # kill loop
 def test_after_the_death_of_a_process_all_go_on_in_the_same_folder(
     whole: Path, tmp_path: Path
 ) -> None:

@@ -302,6 +302,7 @@ def test_without_a_source_nothing_is_tested_and_the_only_entry_is_the_first(made
     assert board.notes[0] == "no rank is tested: predictions were not read"
 
 
+@pytest.mark.everything  # boards by the dozen
 @settings(max_examples=25, deadline=None)
 @given(
     accuracies=st.lists(st.sampled_from([0.3, 0.5, 0.7, 0.72, 0.9]), min_size=2, max_size=5),

@@ -192,7 +192,7 @@ sys.exit(sum(os.waitpid(process, 0)[1] != 0 for process in children))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # processes that are killed
 @pytest.mark.filterwarnings("ignore")  # mlflow warns about itself
 def test_processes_make_one_new_store_at_once_after_one_was_killed_making_it(
     tmp_path: Path, run_folder: Callable[..., Path]
