@@ -105,7 +105,7 @@ class RaplCounter:
 
 
 class NvmlCounter:
-    """A whole NVIDIA GPU, by its driver. Never run: no GPU was at hand.
+    """A whole NVIDIA GPU, by its driver. It has never run on one.
 
     Raises:
         LookupError: nvidia-ml-py is not installed, or the driver does not count.
