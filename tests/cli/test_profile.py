@@ -117,7 +117,10 @@ class Half(TokenMixer):
 
 
 @pytest.mark.parametrize("match", [[], ["match=flops:1G"]])
-def test_a_mixer_of_another_shape_is_one_line(command, tmp_path: Path, match: list[str]):
+def test_a_mixer_of_another_shape_is_one_line(
+    command, forget_plugins, tmp_path: Path, match: list[str]
+):
+    forget_plugins()
     (tmp_path / "half.py").write_text(HALF)
     plugin = f"plugins=[{tmp_path / 'half.py'}]"
     outcome = command("profile", "mixer=half", plugin, *match, *QUICK.split())
