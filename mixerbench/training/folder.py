@@ -1,7 +1,6 @@
 """The folder of a run: what is in it, and how an unfinished one is found again."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import sys
@@ -23,7 +22,7 @@ from mixerbench.config.schema import (
     protocol_fingerprint,
 )
 from mixerbench.errors import Refusal, first_line
-from mixerbench.files import write_whole
+from mixerbench.files import file_sha256, write_whole
 from mixerbench.tracking import journal
 from mixerbench.tracking.keys import Artifact
 from mixerbench.tracking.passwords import masked
@@ -69,8 +68,7 @@ def complete(protocol: Protocol, splits: "Splits", teacher: "nn.Module | None" =
         path = Path(distillation.teacher_checkpoint).expanduser()
         if not path.is_file():
             raise Refusal(f"there is no teacher checkpoint {path}.")
-        with open(path, "rb") as file:
-            distillation.teacher_digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        distillation.teacher_digest = file_sha256(path)[:16]
 
 
 def identity_of(settings: Settings) -> dict[str, Any]:

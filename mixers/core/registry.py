@@ -198,9 +198,9 @@ class MixerRegistry(Registry[TokenMixer]):
         cls = self.get(choice.name)
         try:
             built = cls(dim, grid, num_heads, **choice.options, **given)
+        except Refusal:
+            raise
         except (Exception, SystemExit) as error:
-            if isinstance(error, Refusal):
-                raise
             what = f"mixer {choice.name!r}: its __init__"
             raise broken_code(what, error, files_of(cls)) from error
         for attribute, expected in (("dim", dim), ("grid", grid)):
